@@ -1,0 +1,187 @@
+"""The head of the task `moderation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vbkit.errors import ModelError
+from vbkit.heads import Head, HeadContext, load_head, save_head
+from vbkit_moderation import MODERATION, MODERATION_VIDEOS, ModerationOptions
+from vbkit_moderation.model import TextModel, VisualModel, supported
+from vbkit_moderation.policy import NEVER, Rule, make_policy
+from vbkit_moderation.spans import clip_spans, gravest, segment_spans
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vbkit.features import Features
+
+__all__ = ["SHIPPED", "ModerationHead"]
+
+SHIPPED = Path(__file__).parent / "weights"
+"""Folder of the weights that the plugin ships."""
+
+LANGUAGES = frozenset({"en"})
+"""Languages that the text model was trained on."""
+
+
+class ModerationHead(Head):
+    """Flagged stretches of a video, and its verdict."""
+
+    def setup(self, context: HeadContext) -> None:
+        """Load the weights and the policy.
+
+        Raises:
+            ModelError: the weights are missing, damaged, or of another model.
+        """
+        super().setup(context)
+        options = context.options
+        self.options = options if isinstance(options, ModerationOptions) else ModerationOptions()
+        tensors, self.settings = load_head(
+            context.head_path or SHIPPED,
+            model_name=context.model_name,
+            model_fingerprint=context.model_fingerprint,
+        )
+        self.visual, self.text = models_of(tensors, self.settings)
+        self.visual.to(context.device).requires_grad_(False)
+        self.text.to(context.device).requires_grad_(False)
+        self.policy, self.undetected = make_policy(
+            self.options.policy, shipped_rules(self.settings)
+        )
+        if self.undetected:
+            context.logger.warning(
+                "the policy names %s, which this head cannot detect; "
+                "no video will be flagged for it", ", ".join(self.undetected),
+            )
+
+    def predict(self, features: Features) -> dict[str, pd.DataFrame]:
+        """Tables `moderation` and `moderation_videos` of one video."""
+        rows: list[dict[str, Any]] = []
+        notes: list[str] = []
+        best: list[float] = []
+        if len(features.clip_times):
+            scores = self.visual_scores(features.clip_features)
+            for name, values in scores.items():
+                rule = self.policy.rule(name, "visual")
+                if rule is None:
+                    continue
+                best.append(float(values.max()))
+                rows += clip_spans(name, values, features.clip_times, rule, self.options.gap_s)
+        if len(features.segments):
+            if features.language is not None and features.language not in LANGUAGES:
+                notes.append(f"text in language {features.language!r} was not judged")
+                self.context.logger.info("%s: %s", features.video_id, notes[-1])
+            else:
+                scores = self.text_scores(features.segment_embeddings)
+                # An empty segment says nothing, whatever its embedding is.
+                said = np.array([bool(text.strip()) for text in features.segments])
+                for name, values in scores.items():
+                    rule = self.policy.rule(name, "text")
+                    if rule is None or not said.any():
+                        continue
+                    values = np.where(said, values, np.nan)
+                    best.append(float(np.nanmax(values)))
+                    rows += segment_spans(
+                        name, values, features.segment_times, features.segments, rule,
+                        self.options.gap_s, self.options.evidence_chars,
+                    )
+        rows.sort(key=lambda row: (row["start_s"] is None, row["start_s"] or 0.0, row["category"]))
+        return {
+            MODERATION.name: MODERATION.frame(rows),
+            MODERATION_VIDEOS.name: MODERATION_VIDEOS.frame([_verdict(rows, best, notes)]),
+        }
+
+    def visual_scores(self, clip_features: Tensor) -> dict[str, np.ndarray]:
+        """Calibrated probabilities (C,) of each visual category, for the clips of one video."""
+        logits = self.visual(clip_features)
+        if self.options.smooth:
+            logits = supported(logits)
+        return self._calibrated(self.settings["visual"]["categories"], logits)
+
+    def text_scores(self, segment_embeddings: Tensor) -> dict[str, np.ndarray]:
+        """Calibrated probabilities (S,) of each text category."""
+        return self._calibrated(
+            self.settings["text"]["categories"], self.text(segment_embeddings)
+        )
+
+    def save_pretrained(self, path: Path) -> None:
+        """Write weights and settings into the folder `path`."""
+        tensors = {
+            f"{part}.{name}": value
+            for part, module in (("visual", self.visual), ("text", self.text))
+            for name, value in module.state_dict().items()
+        }
+        save_head(path, tensors, self.settings)
+
+    def _calibrated(self, names: list[str], logits: Tensor) -> dict[str, np.ndarray]:
+        scores = {}
+        for index, name in enumerate(names):
+            slope, offset = self.settings["categories"][name]["calibration"]
+            scores[name] = (
+                torch.sigmoid(slope * logits[:, index].double() + offset).cpu().numpy()
+            )
+        return scores
+
+
+def models_of(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[VisualModel, TextModel]:
+    """The two models with their weights, in evaluation mode.
+
+    Raises:
+        ModelError: the tensors are not those of this head.
+    """
+    try:
+        visual_settings, text_settings = settings["visual"], settings["text"]
+        moving = len(visual_settings["moving"])
+        visual = VisualModel(
+            visual_settings["width"], len(visual_settings["categories"]) - moving, moving
+        )
+        text = TextModel(
+            text_settings["width"], len(text_settings["categories"]), text_settings["hidden"]
+        )
+        for prefix, module in (("visual.", visual), ("text.", text)):
+            module.load_state_dict(
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in tensors.items()
+                    if name.startswith(prefix)
+                }
+            )
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(f"these weights are no moderation head: {error}") from error
+    return visual.eval(), text.eval()
+
+
+def shipped_rules(settings: Mapping[str, Any]) -> dict[str, Rule]:
+    """The rule of each category that the head detects, with the thresholds of its settings."""
+
+    def threshold(value: float | None) -> float:
+        return NEVER if value is None else float(value)
+
+    return {
+        name: Rule(threshold(part["review"]), threshold(part["block"]), (part["modality"],))
+        for name, part in settings["categories"].items()
+    }
+
+
+def _verdict(
+    rows: list[dict[str, Any]], best: list[float], notes: list[str]
+) -> dict[str, Any]:
+    worst = gravest(rows)
+    if worst is not None:
+        decision, name, score = worst["decision"], worst["category"], worst["score"]
+    elif best:
+        decision, name, score = "allow", None, max(best)
+    else:
+        decision, name, score = None, None, None
+        if not notes:
+            notes = ["nothing to judge: neither picture nor text"]
+    return {"decision": decision, "category": name, "score": score, "n_flagged": len(rows),
+            "note": "; ".join(notes) or None}

@@ -1,0 +1,113 @@
+"""The models of the moderation head: encoder outputs in, one logit for each category out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["TextModel", "VisualModel", "supported"]
+
+
+class VisualModel(nn.Module):
+    """A linear map for each visual category.
+
+    `clip_features` are two halves: the mean over the clip's frames, and their standard deviation,
+    the change in time. Things (`still`) are read off the first half; the second is zero for a
+    picture, and would tell pictures from videos.
+
+    What moves is read off the second half, after a square root that evens out few strong changes
+    (`motion`). Motion of another kind looks alike, sports for instance, so a second map (`scene`)
+    of the first half says whether the setting is one that motion was learnt in; the probability is
+    the product of both. A clip in which nothing moves is not judged.
+
+    Args:
+        width: of one half.
+        still: number of categories that are seen in a still.
+        moving: number of categories that need motion.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, still: int, moving: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2 * width))
+        self.register_buffer("scale", torch.ones(2 * width))
+        self.width = width
+        self.still = nn.Linear(width, still)
+        self.motion = nn.Linear(width, moving)
+        self.scene = nn.Linear(width, moving)
+
+    @staticmethod
+    def rooted(clip_features: Tensor) -> Tensor:
+        """Clip features with the square root of their second half."""
+        width = clip_features.shape[1] // 2
+        changes = clip_features[:, width:].clamp(min=0).sqrt()
+        return torch.cat([clip_features[:, :width], changes], 1)
+
+    def standardised(self, clip_features: Tensor) -> Tensor:
+        """The inputs of the linear maps."""
+        return (self.rooted(clip_features) - self.mean) / self.scale
+
+    def forward(self, clip_features: Tensor) -> Tensor:
+        """Logits (C, still + moving) of `clip_features` (C, 2 x width).
+
+        The logit of a moving category is minus infinity where nothing moves.
+        """
+        x = self.standardised(clip_features)
+        both = F.logsigmoid(self.motion(x[:, self.width :])) + F.logsigmoid(
+            self.scene(x[:, : self.width])
+        )
+        moving = both - torch.log(-torch.expm1(both.clamp(max=-1e-6)))
+        is_still = clip_features[:, self.width :].amax(1, keepdim=True) <= 1e-4
+        moving = moving.masked_fill(is_still, float("-inf"))
+        return torch.cat([self.still(x[:, : self.width]), moving], 1)
+
+
+class TextModel(nn.Module):
+    """A linear map plus a hidden layer, one logit for each text category.
+
+    Args:
+        width: D, of the segment embeddings.
+        categories: number of outputs.
+        hidden: units of the hidden layer.
+        dropout: of its units; inputs are dropped at 0.4 times that.
+    """
+
+    def __init__(
+        self, width: int, categories: int, hidden: int = 256, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, categories)
+        self.hidden = nn.Linear(width, hidden)
+        self.output = nn.Linear(hidden, categories)
+        self.dropout = dropout
+        self.scale = width**0.5 / 2  # entries of a unit vector are small; this suits the optimiser
+
+    def forward(self, segment_embeddings: Tensor) -> Tensor:
+        """Logits (S, categories) of segment embeddings (S, D)."""
+        x = F.dropout(self.scale * segment_embeddings, 0.4 * self.dropout, self.training)
+        hidden = F.dropout(F.gelu(self.hidden(x)), self.dropout, self.training)
+        logits: Tensor = self.linear(x) + self.output(hidden)
+        return logits
+
+
+def supported(logits: Tensor) -> Tensor:
+    """Each clip's logits averaged with those of its stronger neighbour.
+
+    What is there lasts longer than a clip, a mistake often does not. A video of one clip stays as
+    it is.
+
+    Args:
+        logits: (C, K), the clips of one video in order.
+    """
+    if len(logits) < 2:
+        return logits
+    nothing = logits.new_full((1, logits.shape[1]), float("-inf"))
+    before = torch.cat([nothing, logits[:-1]])
+    after = torch.cat([logits[1:], nothing])
+    stronger = torch.maximum(before, after)
+    # Beside a clip that cannot be judged (minus infinity), a clip counts by itself.
+    stronger = torch.where(torch.isinf(stronger), logits, stronger)
+    return (logits + stronger) / 2

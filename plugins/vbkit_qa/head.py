@@ -1,0 +1,201 @@
+"""The head of the task `qa`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vbkit.errors import OptionError
+from vbkit.heads import Head, HeadContext, load_head, save_head
+from vbkit_qa import QA_TABLE, QaOptions
+from vbkit_qa.calibration import Logistic
+from vbkit_qa.reader import (
+    Reader,
+    ReaderConfig,
+    choose,
+    evidence_of,
+    longest_answer,
+    span_evidence,
+    spans_of,
+)
+from vbkit_qa.text import content_words, lexical_features, segment_features, words
+from vbkit_qa.visual import find_moments, prompt_of, standardise, time_phrase, visual_evidence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vbkit.features import Features
+
+__all__ = ["QaHead"]
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+LEAST_SCORE = 0.05
+"""Answers after the first are given from this score on."""
+
+_REMEMBERED = 4096
+
+
+class QaHead(Head):
+    """Answers from the transcript by a trained reader, from the picture zero-shot."""
+
+    def setup(self, context: HeadContext) -> None:
+        """Load the reader and its calibration.
+
+        Raises:
+            OptionError: an option is out of range.
+            ModelError: the head is missing, or was trained on another model.
+        """
+        super().setup(context)
+        options = context.options if isinstance(context.options, QaOptions) else QaOptions()
+        if options.top_k < 1:
+            raise OptionError(f"qa.top_k is {options.top_k}; it must be at least 1")
+        if not 0 <= options.answerable <= 1:
+            raise OptionError(f"qa.answerable is {options.answerable}; it must lie in 0–1")
+        if options.max_moment_s <= 0:
+            raise OptionError(f"qa.max_moment_s is {options.max_moment_s}; it must be positive")
+        self.options = options
+        tensors, settings = load_head(
+            context.head_path or WEIGHTS, model_name=context.model_name,
+            model_fingerprint=context.model_fingerprint)
+        self.settings = settings
+        self.tensors = tensors
+        config = ReaderConfig(**settings["reader"])
+        self.readers = []
+        for member in range(int(settings["members"])):
+            reader = Reader(config)
+            prefix = f"reader.{member}."
+            reader.load_state_dict({name.removeprefix(prefix): value
+                                    for name, value in tensors.items() if name.startswith(prefix)})
+            self.readers.append(reader.eval().to(context.device))
+        self.config = config
+        self.background = tensors["visual.background"].to(context.device)
+        self.right = Logistic.from_settings(settings["right"])
+        self.found = Logistic.from_settings(settings["found"])
+        self.shown = Logistic.from_settings(settings["shown"])
+        self.language = settings.get("language", "en")
+        self._encoded: dict[str, Tensor] = {}
+
+    def predict(self, features: Features) -> dict[str, pd.DataFrame]:
+        """Rows of the table `qa` for one video: for each question up to `top_k`, at least one."""
+        questions = list(features.questions)
+        if not questions:
+            return {"qa": QA_TABLE.empty()}
+        asked = list(dict.fromkeys(questions))
+        found: dict[str, list[dict[str, Any]]] = {question: [] for question in asked}
+        sure: dict[str, float] = dict.fromkeys(asked, 0.0)
+        for part in (self._read, self._look):
+            for question, (rows, chance) in part(asked, features).items():
+                found[question] += rows
+                sure[question] = max(sure[question], chance)
+        out: list[dict[str, Any]] = []
+        for question in asked:
+            rows = sorted(found[question], key=lambda row: -row["score"])[: self.options.top_k]
+            rows = rows[:1] + [row for row in rows[1:] if row["score"] >= LEAST_SCORE]
+            rows = rows or [_nothing()]
+            no_answer = rows[0]["answer"] is None or sure[question] < self.options.answerable
+            out += [{"question": question, "rank": rank, "no_answer": no_answer, **row}
+                    for rank, row in enumerate(rows, 1)]
+        return {"qa": QA_TABLE.frame(out)}
+
+    def save_pretrained(self, path: Path) -> None:
+        """Write the head's weights and settings into the folder `path`."""
+        save_head(path, self.tensors, self.settings)
+
+    def _encode(self, texts: list[str], features: Features) -> Tensor:
+        """Texts in the shared space (N, D); a question to many videos is encoded once."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._encoded]
+        if missing:
+            if len(self._encoded) + len(missing) > _REMEMBERED:
+                self._encoded.clear()
+                missing = list(dict.fromkeys(texts))
+            self._encoded |= dict(zip(missing, features.encode_text(missing), strict=True))
+        return torch.stack([self._encoded[text] for text in texts])
+
+    # From the transcript
+
+    def _read(self, questions: list[str],
+              features: Features) -> dict[str, tuple[list[dict[str, Any]], float]]:
+        """Rows from the transcript, and the probability that it answers, by question."""
+        texts = features.segments
+        if not any(words(text) for text in texts):
+            return {}
+        if features.language not in (None, self.language):
+            self.context.logger.info(
+                "%s: qa does not read transcripts in %r, the answers come from the picture alone",
+                features.video_id, features.language)
+            return {}
+        segments = features.segment_embeddings
+        keywords = [" ".join(content_words(question)) for question in questions]
+        encoded = self._encode([*questions, *keywords], features).to(segments)
+        asked, keys = encoded[: len(questions)], encoded[len(questions):]
+        lexical = torch.from_numpy(lexical_features(questions, texts)).to(segments)
+        structure = torch.from_numpy(segment_features(texts)).to(segments)
+        evidence = evidence_of(asked, keys, segments, lexical, structure)
+        spans = spans_of(len(texts), longest_answer(len(texts), self.config.max_span))
+        scores = torch.stack([
+            reader.score_spans(reader(asked, segments, evidence), spans).log_softmax(1)
+            for reader in self.readers]).mean(0).float().cpu()
+        out: dict[str, tuple[list[dict[str, Any]], float]] = {}
+        for q, question in enumerate(questions):
+            rows: list[dict[str, Any]] = []
+            chance = 0.0
+            for first, last, mass in choose(scores[q], spans, self.options.top_k):
+                seen, best = span_evidence(first, last, mass, scores[q], spans, asked[q],
+                                           segments, lexical[q])
+                rows.append({
+                    "answer": " ".join(text.strip() for text in texts[first: last + 1]),
+                    "score": self.right(seen), "modality": "text",
+                    "start_s": _time(features.segment_times[first: last + 1, 0].min()),
+                    "end_s": _time(features.segment_times[first: last + 1, 1].max()),
+                    "first_segment": first, "last_segment": last, "best_segment": best,
+                })
+                chance = max(chance, self.found(seen))
+            out[question] = rows, chance
+        return out
+
+    # From the picture
+
+    def _look(self, questions: list[str],
+              features: Features) -> dict[str, tuple[list[dict[str, Any]], float]]:
+        """Rows from the picture, and the probability that it shows the answer, by question."""
+        clips, times = features.clip_embeddings, features.clip_times
+        prompts = {question: prompt_of(question) for question in questions}
+        wanted = {question: prompt for question, prompt in prompts.items() if prompt is not None}
+        if not len(times) or not wanted or not self.options.visual:
+            return {}
+        phrases = self._encode(list(wanted.values()), features).to(clips)
+        step = max(1e-3, float(np.median(times[:, 1] - times[:, 0])))
+        limit = max(1, int(self.options.max_moment_s / step + 1e-6))
+        picture = features.info is not None and features.info.codec == "image"
+        out: dict[str, tuple[list[dict[str, Any]], float]] = {}
+        for (question, prompt), phrase in zip(wanted.items(), phrases, strict=True):
+            similarity = (clips @ phrase).float().cpu()
+            z = standardise(similarity, (self.background @ phrase).float().cpu())
+            rows: list[dict[str, Any]] = []
+            for moment in find_moments(similarity, z, limit, self.options.top_k):
+                start, end = float(times[moment.first, 0]), float(times[moment.last, 1])
+                rows.append({
+                    "answer": "shown in the picture" if picture
+                    else f"shown at {time_phrase(start, end)}",
+                    "score": self.shown(visual_evidence(moment, len(times), len(words(prompt)))),
+                    "modality": "visual", "start_s": start, "end_s": end,
+                    "first_segment": None, "last_segment": None, "best_segment": None,
+                })
+            out[question] = rows, max((row["score"] for row in rows), default=0.0)
+        return out
+
+
+def _time(value: Any) -> float | None:
+    return None if math.isnan(float(value)) else float(value)
+
+
+def _nothing() -> dict[str, Any]:
+    """The row of a question to a video that has neither a picture nor a transcript to read."""
+    return {"answer": None, "score": 0.0, "start_s": None, "end_s": None, "first_segment": None,
+            "last_segment": None, "best_segment": None, "modality": None}

@@ -1,0 +1,3 @@
+from vbkit.cli import main
+
+main()

@@ -1,0 +1,279 @@
+"""`vbkit doctor`: does this installation work, and if not, what to do.
+
+What may crash (torch, the decoders) is tried in processes of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+import vbkit
+from vbkit.cli.printing import print_json
+from vbkit.errors import VbkitError
+from vbkit.plugins import DISABLE_VARIABLE, PluginManager, default_manager, normalise
+
+__all__ = ["Check", "doctor", "examine"]
+
+Status = Literal["ok", "warn", "fail"]
+
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "decord2", "av", "pandas", "pyarrow",
+             "duckdb")
+_TIMEOUT_S = 180.0
+
+_TORCH = """
+import json, sys
+out = {}
+try:
+    import torch
+    out["torch"] = torch.__version__
+    out["cuda"] = torch.cuda.is_available()
+    if out["cuda"]:
+        out["name"] = torch.cuda.get_device_name(0)
+        out["memory"] = torch.cuda.get_device_properties(0).total_memory
+        out["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+    out["mps"] = torch.backends.mps.is_available()
+except Exception as error:
+    out["torch_error"] = f"{type(error).__name__}: {error}"
+else:
+    try:
+        import torchvision
+        out["torchvision"] = torchvision.__version__
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except Exception as error:
+        out["torchvision_error"] = f"{type(error).__name__}: {error}"
+print(json.dumps(out))
+"""
+
+_DECODER = """
+import json, {module}
+print(json.dumps({{"version": getattr({module}, "__version__", "")}}))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's: what was looked at, how it is, and what to do about it."""
+
+    name: str
+    status: Status
+    detail: str
+    todo: str = ""
+
+
+def examine(folder: Path | None = None, manager: PluginManager | None = None) -> list[Check]:
+    """All checks. `folder` is where free space is looked at; None for the current folder."""
+    with ThreadPoolExecutor(3) as pool:
+        torch = pool.submit(_in_process, _TORCH)
+        decord = pool.submit(_in_process, _DECODER.format(module="decord"))
+        pyav = pool.submit(_in_process, _DECODER.format(module="av"))
+        manager = manager or default_manager()
+        return [
+            *_versions(),
+            *_torch(torch),
+            _cpu(),
+            *_decoders(decord, pyav),
+            *_plugins(manager),
+            _mini(manager),
+            _disk(folder or Path.cwd()),
+        ]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> int:
+    """Check this installation, and say what to do. Exit status 1 when something fails."""
+    checks = examine()
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        width = max(len(check.name) for check in checks)
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+        for check in checks:
+            mark = click.style(f"{check.status:4}", fg=colours[check.status])
+            todo = f" -> {check.todo}" if check.todo else ""
+            click.echo(f"{mark}  {check.name:{width}}  {check.detail}{todo}")
+    return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+def _in_process(code: str) -> dict[str, Any]:
+    """What `code` prints as JSON, run by this Python in a process of its own."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer in {_TIMEOUT_S:.0f} s"}
+    except OSError as error:
+        return {"error": str(error)}
+    if done.returncode < 0:
+        try:
+            name = signal.Signals(-done.returncode).name
+        except ValueError:
+            name = f"signal {-done.returncode}"
+        return {"error": f"crashed ({name})"}
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"error": lines[-1] if lines else f"ended with status {done.returncode}"}
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return {"error": "gave no answer"}
+
+
+def _versions() -> Iterator[Check]:
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    yield Check("vbkit", "ok", vbkit.__version__)
+    wanted = _requirements()
+    for name in dict.fromkeys((*_PACKAGES, *wanted)):
+        requirement = wanted.get(normalise(name))
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            if requirement is not None:
+                status: Status = "warn" if name == "decord2" else "fail"
+                yield Check(name, status, "not installed", f'pip install "{requirement}"')
+            continue
+        if requirement is not None and not requirement.specifier.contains(found, prereleases=True):
+            yield Check(name, "warn", f"{found}, but vbkit wants {requirement.specifier}",
+                        f'pip install "{requirement}"')
+        elif name in _PACKAGES:
+            yield Check(name, "ok", found)
+
+
+def _requirements() -> dict[str, Any]:
+    """What vbkit requires on this platform, extras aside."""
+    try:
+        from packaging.requirements import Requirement
+
+        lines = distribution("vbkit").requires or []
+    except (ImportError, PackageNotFoundError):
+        return {}
+    found = {}
+    for line in lines:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            requirement.marker = None
+            found[normalise(requirement.name)] = requirement
+    return found
+
+
+def _torch(answer: Future[dict[str, Any]]) -> Iterator[Check]:
+    found = answer.result()
+    reinstall = "pip install --force-reinstall torch torchvision"
+    error = found.get("error") or found.get("torch_error")
+    if error:
+        yield Check("torch works", "fail", error, f"reinstall it: {reinstall}")
+        return
+    error = found.get("torchvision_error")
+    if error:
+        todo = f"install torchvision and torch together: {reinstall}"
+        if "torchvision::nms" in error:
+            todo = (
+                "torch and torchvision are of different builds (such as one for CPU and one for "
+                f"CUDA): install both from the same index: {reinstall}"
+            )
+        yield Check("torch + torchvision", "fail", error, todo)
+    else:
+        yield Check("torch + torchvision", "ok", f"{found['torch']} and {found['torchvision']} fit")
+    if found["cuda"]:
+        bf16 = "with" if found["bf16"] else "without"
+        yield Check("device", "ok",
+                    f"cuda: {found['name']}, {found['memory'] / 2**30:.0f} GiB, {bf16} bfloat16")
+    elif found["mps"]:
+        yield Check("device", "ok", "mps (Apple GPU)")
+    elif shutil.which("nvidia-smi"):
+        yield Check("device", "warn", "cpu, though nvidia-smi is there",
+                    "install a build of torch with CUDA, or update the driver")
+    else:
+        yield Check("device", "ok", "cpu")
+
+
+def _cpu() -> Check:
+    flags = cpu_flags()
+    fast = [label for flag, label in (("avx512_bf16", "AVX512-BF16"), ("amx_bf16", "AMX"),
+                                      ("bf16", "ARM BF16")) if flag in flags]
+    if fast:
+        return Check("cpu", "ok", f"bfloat16 is fast ({', '.join(fast)})")
+    return Check("cpu", "ok", "no bfloat16 instructions: float32 is used")
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's features as Linux names them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def _decoders(decord: Future[dict[str, Any]], pyav: Future[dict[str, Any]]) -> Iterator[Check]:
+    found = decord.result()
+    if "error" in found:
+        yield Check("decord", "warn", found["error"],
+                    "PyAV decodes instead, more slowly; pip install --force-reinstall decord2")
+    else:
+        yield Check("decord", "ok", f"{found['version']} imports")
+    found = pyav.result()
+    if "error" in found:
+        yield Check("PyAV", "fail", found["error"], "pip install --force-reinstall av")
+    else:
+        yield Check("PyAV", "ok", f"{found['version']} imports")
+
+
+def _plugins(manager: PluginManager) -> Iterator[Check]:
+    try:
+        records = manager.plugins()
+    except VbkitError as error:  # VBKIT_STRICT
+        yield Check("plugins", "fail", str(error))
+        return
+    bad = False
+    for record in records:
+        if record.status == "failed":
+            bad = True
+            yield Check(f"plugin {record.name}", "fail", record.error or "failed",
+                        f"upgrade or uninstall {record.distribution}")
+        elif record.status == "disabled":
+            yield Check(f"plugin {record.name}", "warn", f"disabled by {DISABLE_VARIABLE}")
+    if not bad:
+        working = [record.name for record in records if record.status == "ok"]
+        yield Check("plugins", "ok" if working else "fail", ", ".join(working) or "none found",
+                    "" if working else "reinstall vbkit")
+
+
+def _mini(manager: PluginManager) -> Check:
+    try:
+        location = Path(manager.get_model("mini").spec.location)
+    except VbkitError as error:
+        return Check("model mini", "fail", str(error), "reinstall vbkit")
+    weights = list(location.glob("*.safetensors")) if location.is_dir() else []
+    if not weights:
+        return Check("model mini", "fail", f"no weights in {location}", "reinstall vbkit")
+    size = sum(path.stat().st_size for path in weights)
+    return Check("model mini", "ok", f"{size / 1e6:.0f} MB in {location}")
+
+
+def _disk(folder: Path) -> Check:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check("disk", "warn", f"{folder}: {error}")
+    detail = f"{free / 1e9:.1f} GB free in {folder}"
+    if free < 2e8:
+        return Check("disk", "fail", detail, "free some space, or work in another folder")
+    if free < 2e9:
+        return Check("disk", "warn", detail, "results and cached features may not fit")
+    return Check("disk", "ok", detail)

@@ -1,0 +1,247 @@
+"""A model bundle: a folder with VideoBERT's weights, tokenizer, and its visual backbone's weights.
+
+    config.json            `VideoBertConfig`, which names the backbone and a text tower, if any
+    model.safetensors      VideoBERT
+    tokenizer.json, …      `VideoBertProcessor`
+    backbone.safetensors   where the backbone's weights are not a hub's
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from vbkit.errors import ModelError
+
+if TYPE_CHECKING:
+    from vbkit.model.backbones import Backbone
+    from vbkit.model.modeling import VideoBertModel
+    from vbkit.model.processing import VideoBertProcessor
+    from vbkit.plugins import PluginManager
+
+__all__ = ["Bundle", "Precision", "choose_device", "choose_precision"]
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Bundle:
+    """A loaded model. The backbone and a text tower are loaded when first used.
+
+    Args:
+        manager: where named models and backbones are declared.
+        model: a declared name, a folder, or a hub id (`owner/name`), which is downloaded.
+        device: `"auto"` or a torch device.
+        precision: of the backbone, `"auto"`, `"float32"` or `"bfloat16"`. The encoder always runs
+            in float32, so that results do not depend on what shares a batch.
+
+    Raises:
+        ModelError: there is no such model, or its files do not fit together.
+    """
+
+    def __init__(self, manager: PluginManager, model: str = "mini", device: str = "auto",
+                 precision: str = "auto") -> None:
+        self.manager = manager
+        self.name = model
+        self.path = find_model(manager, model)
+        self.device = choose_device(device)
+        self.precision: Precision = choose_precision(precision, self.device)
+        self.model = load_model(self.path, self.device)
+        self.config = self.model.config
+        self.fingerprint = _fingerprint(self.path)
+
+    @cached_property
+    def processor(self) -> VideoBertProcessor:
+        from transformers import AutoTokenizer
+
+        from vbkit.model import VideoBertProcessor
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            return VideoBertProcessor(tokenizer, max_text_length=self.config.max_text_length)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.path}: no usable tokenizer: {error}") from error
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The visual backbone, on the device, in the bundle's precision.
+
+        Raises:
+            ModelError: the bundle names none, or its features are narrower than VideoBERT reads.
+        """
+        from vbkit.model.backbones import load_backbone
+
+        settings = dict(self.config.backbone or {})
+        name = settings.pop("name", None)
+        if name is None:
+            raise ModelError(f"{self.path}: config.json names no visual backbone, so this model "
+                             "reads text and precomputed features only")
+        weights = settings.pop("weights", None)
+        if weights is not None and (self.path / weights).exists():
+            weights = str(self.path / weights)
+        backbone = load_backbone(self.manager, name, weights, **settings)
+        if backbone.dim < self.config.visual_feature_size:
+            raise ModelError(f"{self.path}: backbone {name} gives {backbone.dim} features, but "
+                             f"VideoBERT reads {self.config.visual_feature_size}")
+        backbone.prepare(self.device, self.precision)
+        return backbone
+
+    @cached_property
+    def text_tower(self) -> Any:
+        """The sentence-transformers model that the bundle names, or None."""
+        if self.config.text_tower is None:
+            return None
+        from sentence_transformers import SentenceTransformer
+
+        local = self.path / self.config.text_tower
+        source = str(local) if local.exists() else self.config.text_tower
+        try:
+            tower = SentenceTransformer(source, device=str(self.device))
+        except Exception as error:  # its loaders raise whatever they meet
+            raise ModelError(f"{self.path}: cannot load text tower {source}: {error}") from error
+        width = tower.get_sentence_embedding_dimension()
+        if width != self.config.shared_size:
+            raise ModelError(f"{self.path}: text tower {source} gives {width} dimensions, but the "
+                             f"shared space has {self.config.shared_size}")
+        return tower
+
+    @cached_property
+    def visual_key(self) -> str:
+        """Names what decides a clip's features: backbone, its weights, and the clip grid."""
+        settings = json.dumps([self.config.backbone, self.config.clip_seconds, self.precision],
+                              sort_keys=True)
+        weights = (self.config.backbone or {}).get("weights")
+        path = self.path / weights if weights else None
+        digest = _digest([path]) if path is not None and path.exists() else ""
+        return hashlib.sha256((settings + digest).encode()).hexdigest()[:16]
+
+
+def find_model(manager: PluginManager, model: str) -> Path:
+    """The folder of a model that is named, on disk, or on a hub."""
+    named = {declared.spec.name: declared.spec.location for declared in manager.models()}
+    location = named.get(model, model)
+    path = Path(location).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if model in named and (path.is_absolute() or location.count("/") != 1):
+        raise ModelError(f"model {model}: there is no config.json in {path}; reinstall the package "
+                         "that declares it")
+    if path.exists():
+        raise ModelError(f"{path} is no model: it has no config.json")
+    if location.count("/") == 1 and not location.startswith((".", "/", "~")):
+        return _download(location)
+    close = difflib.get_close_matches(model, named, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ModelError(f"no model {model!r}: give one of {', '.join(sorted(named)) or 'none'}, "
+                     f"a folder, or a hub id such as owner/name{hint}")
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(
+            hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.md", "*.model"]))
+    except Exception as error:  # network, authentication, unknown id: each its own class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot download model {hub_id}: {reason}") from error
+
+
+def load_model(path: Path, device: torch.device) -> VideoBertModel:
+    """VideoBERT from `path`, in float32, ready for inference; safetensors only.
+
+    Raises:
+        ModelError: the configuration is no VideoBERT's, or weights are missing or misshapen.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from vbkit.model import VideoBertConfig
+    from vbkit.model.modeling import VideoBertModel
+
+    try:
+        settings = json.loads((path / "config.json").read_text())
+        if settings.get("model_type") != VideoBertConfig.model_type:
+            raise ModelError(f"{path} is a {settings.get('model_type')} model, not VideoBERT; "
+                             "`vbkit pretrain --init-text` makes one from a BERT")
+        config = VideoBertConfig.from_dict(settings)
+        state: dict[str, Tensor] = load_file(path / "model.safetensors")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: {Path(error.filename or '').name} is missing") from error
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        model = VideoBertModel(config)
+    wanted = model.state_dict()
+    own = {name.removeprefix("videobert."): tensor for name, tensor in state.items()}
+    for name, tensor in wanted.items():
+        if name not in own:
+            raise ModelError(f"{path}: model.safetensors lacks {name}; it is another version's")
+        if own[name].shape != tensor.shape:
+            raise ModelError(f"{path}: {name} has shape {tuple(own[name].shape)}, but config.json "
+                             f"says {tuple(tensor.shape)}")
+    model.load_state_dict({name: own[name].float() for name in wanted}, assign=True)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`"auto"` is a CUDA GPU, else Apple's, else the CPU.
+
+    Raises:
+        ModelError: the device that was asked for is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used: {reason}") from error
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> Precision:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    if precision in ("float32", "bfloat16"):
+        return precision  # type: ignore[return-value]
+    if precision != "auto":
+        raise ModelError(f"precision {precision!r} is none of auto, float32, bfloat16")
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return "bfloat16"
+    return "float32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        known = capabilities()
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _fingerprint(path: Path) -> str:
+    files = sorted(file for file in path.iterdir()
+                   if file.suffix == ".safetensors" or file.name in ("config.json",
+                                                                     "tokenizer.json"))
+    return _digest(files)
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

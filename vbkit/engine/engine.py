@@ -1,0 +1,277 @@
+"""`Engine`: the face of vbkit in Python."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vbkit.engine.bundle import Bundle
+from vbkit.engine.cache import FeatureCache
+from vbkit.engine.encoder import Encoder
+from vbkit.engine.pipeline import TEXT_OUTPUTS, Pipeline, Request
+from vbkit.engine.run import HeadRunner, Progress, Runner, RunResult, check_head_path
+from vbkit.errors import ModelError, UsageError
+from vbkit.features import Features
+from vbkit.heads import HeadContext
+from vbkit.media.open import READERS
+from vbkit.media.types import Transcript
+from vbkit.options import parse_options
+from vbkit.plugins import Declared, PluginManager, check_tables, default_manager
+from vbkit.sources import expand_inputs
+from vbkit.specs import TaskSpec, load_object
+from vbkit.store import ResultStore
+
+__all__ = ["Engine", "RunResult"]
+
+Inputs = str | Path | Sequence[str | Path]
+
+logger = logging.getLogger("vbkit")
+
+
+class Engine:
+    """A loaded model, and all that can be done with it.
+
+    Args:
+        model: a declared name (`vbkit models`), a folder, or a hub id.
+        device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`.
+        precision: of the visual backbone: `"auto"`, `"float32"` or `"bfloat16"`. Its features
+            agree to a cosine of 0.995; everything after it is float32.
+        cache: folder of the feature cache. None: inside the results folder, or no cache where
+            there is none.
+        decode_workers: decoding processes.
+        decode_timeout_s: a decoder that is silent for so long is stopped.
+        reader: `"pyav"`, `"decord"`, or `"auto"` for what suits the file.
+        manager: the plugins; the installed ones by default.
+
+    Raises:
+        ModelError: the model or the device cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str = "mini",
+        device: str = "auto",
+        *,
+        precision: str = "auto",
+        cache: str | Path | None = None,
+        decode_workers: int | None = None,
+        decode_timeout_s: float = 60.0,
+        reader: str = "auto",
+        manager: PluginManager | None = None,
+    ) -> None:
+        self.manager = manager if manager is not None else default_manager()
+        self.bundle = Bundle(self.manager, str(model), device, precision)
+        self.encoder = Encoder(self.bundle)
+        self.cache = Path(cache) if cache is not None else None
+        self.decode_workers = decode_workers or (1 if self.device.type == "cpu" else 4)
+        self.decode_timeout_s = decode_timeout_s
+        if reader not in ("auto", *READERS):
+            raise UsageError(f"reader {reader!r} is none of auto, {', '.join(READERS)}")
+        self.reader = None if reader == "auto" else reader
+
+    def __repr__(self) -> str:
+        return (f"Engine(model={self.bundle.name!r}, device={str(self.device)!r}, "
+                f"precision={self.bundle.precision!r})")
+
+    @property
+    def device(self) -> torch.device:
+        return self.bundle.device
+
+    # --- features -----------------------------------------------------------------------------
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts into the space that video and text share: (N, D) float32 unit vectors."""
+        return self.encoder.encode_text(texts)
+
+    def encode(
+        self,
+        inputs: Inputs,
+        needs: Iterable[str],
+        *,
+        transcript: str | Path = "auto",
+        questions: Sequence[str] = (),
+        fresh: bool = False,
+    ) -> Iterator[Features]:
+        """Encode inputs, in order, each as soon as it is ready.
+
+        Args:
+            inputs: as `vbkit run` takes them.
+            needs: names of `vbkit.specs.FEATURE_OUTPUTS`.
+            transcript: `"auto"`, `"none"`, or a path.
+            questions: handed on as `features.questions`.
+            fresh: whether to ignore the cache.
+
+        Yields:
+            Features; for a source that failed, features whose `error` is set.
+
+        Raises:
+            FeatureError: an output is unknown.
+            ModelError: this model does not have one.
+        """
+        wanted = frozenset(needs)
+        self.encoder.check_needs(wanted)
+        sources = expand_inputs(_listed(inputs)).sources
+        pipeline = self.pipeline(self._cache(None), transcript, fresh, keyframes=False)
+        requests = (
+            Request(prepared, wanted,
+                    tuple(dict.fromkeys((*questions, *prepared.source.questions))),
+                    picture=not wanted <= TEXT_OUTPUTS)
+            for prepared in pipeline.prepare(sources)
+        )
+        for encoded in pipeline.encode(requests):
+            yield encoded.features.restrict(wanted)
+
+    def caption(self, inputs: Inputs) -> list[str]:
+        """One sentence a source, written by the model's decoder.
+
+        Raises:
+            ModelError: the model has no decoder; `mini` has none yet.
+        """
+        raise ModelError(f"model {self.bundle.name} has no decoder, so it cannot caption; the task "
+                         "summarisation names what is shown through the shared space")
+
+    # --- tasks --------------------------------------------------------------------------------
+
+    def run(
+        self,
+        inputs: Inputs,
+        tasks: Sequence[str],
+        *,
+        out: str | Path | None = None,
+        questions: Sequence[str] = (),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        heads: Mapping[str, str | Path] | None = None,
+        transcript: str | Path = "auto",
+        fresh: bool = False,
+        wait_s: float = 0.0,
+        progress: Callable[[Progress], None] | None = None,
+        command: str = "vbkit.Engine.run",
+    ) -> RunResult:
+        """Run tasks over inputs.
+
+        Args:
+            inputs: files, folders, globs or manifests, as `vbkit run` takes them.
+            tasks: names of tasks.
+            out: the results folder; None keeps the tables in memory.
+            questions: asked of every video, for `qa`.
+            options: task name to option name to value.
+            heads: task name to the folder of a fine-tuned head.
+            transcript: `"auto"`, `"none"`, or a path.
+            fresh: redo everything, and ignore the cache.
+            wait_s: how long to wait for another run that uses `out`.
+            progress: called after each input.
+            command: what `runs.command` will say.
+
+        Returns:
+            Tables, and a report of what was done and what failed.
+
+        Raises:
+            UsageError: a task or option is unknown.
+            ModelError: a task needs an output that the model does not have.
+            StoreError: `out` cannot be written, or another run uses it.
+        """
+        store = ResultStore(out) if out is not None else None
+        cache = self._cache(store)
+        runners = self.heads(tasks, options, heads, cache)
+        found = expand_inputs(_listed(inputs))
+        pipeline = self.pipeline(cache, transcript, fresh, keyframes=store is not None)
+        notes = list(found.notes)
+        if questions and not any(runner.by_question for runner in runners):
+            notes.append("questions are for the task qa, which was not asked for: they are ignored")
+        runner = Runner(
+            self.bundle, pipeline, runners, self.manager, store=store, questions=questions,
+            fresh=fresh, progress=progress,
+            describe={"command": command, "versions": _versions()})
+        if store is None:
+            return runner.run(found.sources, notes)
+        with store.lock(wait_s):
+            store.clean()
+            return runner.run(found.sources, notes)
+
+    def heads(
+        self,
+        tasks: Sequence[str],
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        heads: Mapping[str, str | Path] | None = None,
+        cache: FeatureCache | None = None,
+    ) -> list[HeadRunner]:
+        """The heads of tasks, not yet set up; for the engine's own modules.
+
+        Raises:
+            UsageError: a task or option is unknown, or two tasks write the same table.
+        """
+        options, heads = options or {}, heads or {}
+        if isinstance(tasks, str):
+            raise UsageError(f"tasks must be a list of names, got the string {tasks!r}")
+        if not tasks:
+            raise UsageError("name at least one task; `vbkit tasks` lists them")
+        declared: dict[str, Declared[TaskSpec]] = {}
+        for name in dict.fromkeys(tasks):
+            found = self.manager.get_task(name)
+            declared[found.spec.name] = found
+        check_tables(declared.values())
+        bare = {name: name.rpartition(":")[2] for name in (*options, *heads)}
+        for name, task in bare.items():
+            if task not in declared:
+                raise UsageError(f"{name!r} is given options or a head, but is not among the tasks "
+                                 f"of this run: {', '.join(declared)}")
+        runners = []
+        for name, found in declared.items():
+            self.encoder.check_needs(found.spec.needs)
+            given: dict[str, Any] = {}
+            for key, values in options.items():
+                if bare[key] == name:
+                    given |= values
+            parsed: Any = parse_options(found.spec.options, given, task=name)
+            head = next((Path(path) for key, path in heads.items() if bare[key] == name), None)
+            context = HeadContext(
+                options=parsed, device=str(self.device),
+                head_path=check_head_path(name, head) if head is not None else None,
+                cache_dir=cache.folder / "heads" / name if cache is not None else None,
+                logger=logger.getChild(name), model_name=self.bundle.name,
+                model_fingerprint=self.bundle.fingerprint)
+            origin = f"{found.distribution} {found.version}".strip()
+            runners.append(HeadRunner(found.spec, origin, parsed, context))
+        return runners
+
+    def _cache(self, store: ResultStore | None) -> FeatureCache | None:
+        folder = self.cache or (store.out / "cache" if store is not None else None)
+        return FeatureCache(folder) if folder is not None else None
+
+    def pipeline(self, cache: FeatureCache | None, transcript: str | Path = "auto",
+                 fresh: bool = False, keyframes: bool = True) -> Pipeline:
+        """A pipeline over this engine's model; for the engine's own modules."""
+        return Pipeline(
+            self.bundle, self.encoder, cache=cache, transcript=transcript, fresh=fresh,
+            keyframes=keyframes, workers=self.decode_workers, timeout_s=self.decode_timeout_s,
+            transcribe=self._transcriber(), plugin_openers=self.manager.implements(
+                "vbkit_open_video"), reader=self.reader)
+
+    def _transcriber(self) -> Callable[[Path], Transcript | None] | None:
+        """The first declared speech-to-text that can work without a download, if any."""
+        for declared in sorted(self.manager.transcribers(), key=lambda d: d.spec.name):
+            transcriber = load_object(declared.spec.factory)(declared.spec.options(),
+                                                             str(self.device))
+            if transcriber.available():
+                return transcriber.transcribe
+        return None
+
+
+def _listed(inputs: Inputs) -> list[str | Path]:
+    return [inputs] if isinstance(inputs, str | Path) else list(inputs)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("vbkit", "torch", "transformers", "timm", "decord2", "av", "pandas", "pyarrow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,138 @@
+"""`Features`: what the engine hands to heads, one video at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vbkit.errors import FeatureError
+from vbkit.specs import FEATURE_OUTPUTS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from vbkit.media.types import FrameBatch, VideoInfo
+
+__all__ = ["Features", "JointOutput"]
+
+
+@dataclass(frozen=True)
+class JointOutput:
+    """Outputs of the joint encoder for N texts, each read with its own segments and clips.
+
+    Args:
+        pooled: (N, H) float32, mean over each sequence.
+        text_hidden: N tensors (T, H): outputs at the text's own word pieces.
+        segment_hidden: N tensors (S, H): outputs at its segments, mean over word pieces.
+        clip_hidden: N tensors (C, H): outputs at its clips.
+    """
+
+    pooled: torch.Tensor
+    text_hidden: list[torch.Tensor]
+    segment_hidden: list[torch.Tensor]
+    clip_hidden: list[torch.Tensor]
+
+
+class Features:
+    """The shared encoder outputs of one video.
+
+    The outputs are attributes, named, shaped and typed as in `vbkit.specs.FEATURE_OUTPUTS`; reading
+    one that was not declared raises `FeatureError`. Floats are float32 on the engine's device,
+    times float64 on the CPU. All are shared between heads: treat them as read-only.
+
+    Always there, without being declared:
+
+    Attributes:
+        video_id: the input's id.
+        info: `VideoInfo`, or None for an input without a picture.
+        language: ISO 639-1 code of the transcript, or None.
+        questions: the questions asked of this video.
+        error: None, or the error that kept the source from being read; then no output is there.
+        keyframe_times: times (s) of the pictures that the run saves, for tables that point at one.
+    """
+
+    clip_times: np.ndarray
+    clip_features: torch.Tensor
+    visual_words: torch.Tensor
+    segments: list[str]
+    segment_times: np.ndarray
+    clip_embeddings: torch.Tensor
+    segment_embeddings: torch.Tensor
+    clip_hidden: torch.Tensor
+    segment_hidden: torch.Tensor
+    pooled: torch.Tensor
+    tokens: list[list[str]]
+    token_hidden: list[torch.Tensor]
+    frames: Iterator[FrameBatch]
+    encode_text: Callable[[Sequence[str]], torch.Tensor]
+    joint: Callable[[Sequence[str], Sequence[Sequence[int]], Sequence[Sequence[int]]], JointOutput]
+    generate: Callable[..., list[str]]
+
+    def __init__(
+        self,
+        video_id: str,
+        outputs: Mapping[str, Any],
+        *,
+        info: VideoInfo | None = None,
+        language: str | None = None,
+        questions: Sequence[str] = (),
+        keyframe_times: Sequence[float] = (),
+        error: Exception | None = None,
+    ) -> None:
+        unknown = sorted(set(outputs) - set(FEATURE_OUTPUTS))
+        if unknown:
+            raise FeatureError(f"{unknown[0]!r} is no output of the encoder")
+        self.video_id = video_id
+        self.info = info
+        self.language = language
+        self.questions = tuple(questions)
+        self.keyframe_times = tuple(keyframe_times)
+        self.error = error
+        self._outputs = dict(outputs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in FEATURE_OUTPUTS:
+            raise AttributeError(f"Features has no attribute {name!r}")
+        if self.error is not None:
+            raise FeatureError(f"{self.video_id} was not encoded: {self.error}")
+        try:
+            return self._outputs[name]
+        except KeyError:
+            raise FeatureError(
+                f"{name!r} was not asked for: add it to the `needs` of the TaskSpec "
+                f"(or of Engine.encode); declared are {', '.join(sorted(self._outputs)) or 'none'}"
+            ) from None
+
+    @property
+    def available(self) -> frozenset[str]:
+        """Names of the outputs that are there."""
+        return frozenset(self._outputs)
+
+    def restrict(self, needs: Iterable[str]) -> Features:
+        """The same features with no other outputs than `needs`; `frames` start anew."""
+        wanted = set(needs)
+        return Features(
+            self.video_id,
+            {name: iter(value) if name == "frames" else value
+             for name, value in self._outputs.items() if name in wanted},
+            info=self.info, language=self.language, questions=self.questions,
+            keyframe_times=self.keyframe_times, error=self.error,
+        )
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Features({self.video_id!r}, error={self.error!r})"
+        parts = []
+        for name, value in sorted(self._outputs.items()):
+            shape = getattr(value, "shape", None)
+            if shape is not None:
+                parts.append(f"{name}={tuple(shape)}")
+            elif isinstance(value, list):
+                parts.append(f"{name}=[{len(value)}]")
+            else:
+                parts.append(name)
+        return f"Features({self.video_id!r}, {', '.join(parts)})"

@@ -1,0 +1,171 @@
+"""What a task head is: the class that a `TaskSpec.head` names.
+
+A head needs to inherit from nothing; `Head` is here for its documentation, its defaults and for
+type checkers. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vbkit.errors import ModelError
+from vbkit.specs import NoOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from vbkit.features import Features
+
+__all__ = ["HEAD_SETTINGS", "HEAD_WEIGHTS", "Head", "HeadContext", "load_head", "save_head"]
+
+HEAD_WEIGHTS = "head.safetensors"
+"""File of a head's tensors, in its folder."""
+
+HEAD_SETTINGS = "head.json"
+"""File of a head's settings, in its folder."""
+
+
+@dataclass(frozen=True)
+class HeadContext:
+    """What a head is given once, before its first video.
+
+    Args:
+        options: an instance of the task's options class.
+        device: `"cpu"`, `"cuda:0"`, …: where the engine's tensors are.
+        head_path: folder of a fine-tuned head (`--head TASK=PATH`), or None for the shipped one.
+        cache_dir: a folder of the head's own, kept between runs, or None where nothing is cached.
+        logger: goes to stderr.
+        model_name: the model whose outputs the head will see, e.g. `"mini"`.
+        model_fingerprint: changes whenever the model's weights do; a head trained for one model
+            refuses another.
+    """
+
+    options: Any = field(default_factory=NoOptions)
+    device: str = "cpu"
+    head_path: Path | None = None
+    cache_dir: Path | None = None
+    logger: logging.Logger = field(default_factory=lambda: logging.getLogger("vbkit"))
+    model_name: str = "mini"
+    model_fingerprint: str = ""
+
+
+class Head:
+    """Base class of task heads.
+
+    One instance serves a process, is never called concurrently, and runs under `torch.no_grad`.
+    """
+
+    def setup(self, context: HeadContext) -> None:
+        """Load weights and read options. Called once, before the first video."""
+        self.context = context
+
+    def predict(self, features: Features) -> dict[str, pd.DataFrame]:
+        """Rows for one video.
+
+        Args:
+            features: the outputs that the task's `needs` names, and no others.
+
+        Returns:
+            One table for each of the task's schemas, without `video_id`; a table that is left out
+            is empty.
+        """
+        raise NotImplementedError
+
+    def predict_batch(self, batch: Sequence[Features]) -> list[dict[str, pd.DataFrame]]:
+        """Rows for several videos; by default one after the other."""
+        return [self.predict(features) for features in batch]
+
+    def teardown(self) -> None:
+        """Release what `setup` took. Called once, also after an error."""
+
+    def save_pretrained(self, path: Path) -> None:
+        """Write the head's weights (safetensors) and settings (JSON) into the folder `path`."""
+        raise ModelError(f"{type(self).__name__} cannot be saved")
+
+
+def load_head(
+    folder: Path | str, *, model_name: str | None = None, model_fingerprint: str = ""
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a head that `save_head` wrote: its tensors and its settings.
+
+    A head reads one model's outputs, so it is of no use with another's. `settings["model"]` names
+    the model that it was trained on, and `settings["model_fingerprint"]`, where it is given, that
+    model's weights; both are compared with what the caller passes.
+
+    Args:
+        folder: folder of the head, e.g. `Path(__file__).parent / "weights"` for the one that a
+            plugin ships, or `HeadContext.head_path`.
+        model_name: `HeadContext.model_name`; None compares nothing.
+        model_fingerprint: `HeadContext.model_fingerprint`; empty compares nothing.
+
+    Returns:
+        tensors by name, on the CPU, floating ones as float32; and the settings.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the head was trained on another model.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / HEAD_SETTINGS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / HEAD_WEIGHTS)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} holds no head: {Path(error.filename or HEAD_WEIGHTS).name} is missing; "
+            f"give the folder that `vbkit finetune --out` wrote"
+        ) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the head in {folder} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder / HEAD_SETTINGS} must hold a JSON object")
+    trained_on = settings.get("model")
+    if model_name is not None and trained_on not in (None, model_name):
+        raise ModelError(
+            f"the head in {folder} was trained on model {trained_on!r}, not on {model_name!r}; "
+            f"use --model {trained_on}, or --head TASK=PATH with a head trained on {model_name!r}"
+        )
+    fingerprint = settings.get("model_fingerprint")
+    if model_fingerprint and fingerprint and fingerprint != model_fingerprint:
+        raise ModelError(
+            f"the head in {folder} was trained on other weights of model {trained_on!r} "
+            f"({fingerprint}, here {model_fingerprint}); train it again on this one"
+        )
+    return {
+        name: value.to(torch.float32) if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }, settings
+
+
+def save_head(
+    folder: Path | str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]
+) -> None:
+    """Write a head into `folder`, which is made if need be: tensors and settings.
+
+    Args:
+        folder: where to.
+        tensors: the weights by name; floating ones are stored as float16.
+        settings: what JSON can hold; `model` and `model_fingerprint` say which model's outputs
+            the head reads (see `load_head`).
+    """
+    import torch
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {
+        name: value.detach().cpu().to(torch.float16 if value.is_floating_point() else value.dtype)
+        .contiguous()
+        for name, value in tensors.items()
+    }
+    (folder / HEAD_WEIGHTS).write_bytes(save(stored))
+    text = json.dumps(settings, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    (folder / HEAD_SETTINGS).write_text(text, encoding="utf-8")

@@ -1,0 +1,129 @@
+"""Configuration of VideoBERT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+POSITIONS = ("learned", "sinusoidal")
+VISUAL_INPUTS = ("features", "words", "both")
+
+
+class VideoBertConfig(PretrainedConfig):
+    """Shape of a VideoBERT and of the bundle around it.
+
+    Args:
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads: as in
+            `transformers.BertConfig`, like the next two lines.
+        intermediate_size, hidden_act, max_position_embeddings: as there.
+        hidden_dropout_prob, attention_probs_dropout_prob, initializer_range, layer_norm_eps: too.
+        position_encoding: "learned" (as BERT) or "sinusoidal" (Vaswani et al., 2017, section 3.5).
+        visual_feature_size: how many of a clip's Dv pooled backbone features the model reads, from
+            the first. With mean-and-deviation pooling the deviations over time come last, and a
+            model trained on still pictures leaves them to the heads.
+        visual_vocab_size: number of visual words; 0 for none.
+        visual_input: what a clip's input vector is made of: "features" (projected), "words"
+            (the visual word's embedding, as in Sun et al., ICCV 2019) or "both" (their sum).
+        max_visual_positions: clips in one input sequence, at most.
+        shared_size: D, width of the space that video and text share.
+        projection_hidden_size: width of the clip projection's hidden layer; 0 for a linear one.
+        text_pooling: how word pieces become one text vector: "mean" or "cls".
+        max_text_length: word pieces of a text embedded by itself, special tokens included.
+        cls_token_id, sep_token_id, mask_token_id, video_token_id, pad_token_id: special tokens;
+            `video_token_id` is `[>]`, which stands between text and video.
+        backbone: the visual backbone: `{"name", "weights", ...}`, where `weights` is a path
+            relative to the bundle and further keys go to the backbone's factory.
+        text_tower: None where this encoder embeds text itself; else path or hub id of a
+            sentence-transformers model that does.
+        clip_seconds: length of a clip in seconds.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    model_type = "videobert"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 1536,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        max_position_embeddings: int = 512,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        position_encoding: str = "learned",
+        visual_feature_size: int = 1280,
+        visual_vocab_size: int = 0,
+        visual_input: str = "features",
+        max_visual_positions: int = 64,
+        shared_size: int = 384,
+        projection_hidden_size: int = 1024,
+        text_pooling: str = "mean",
+        max_text_length: int = 256,
+        pad_token_id: int = 0,
+        video_token_id: int = 1,
+        cls_token_id: int = 101,
+        sep_token_id: int = 102,
+        mask_token_id: int = 103,
+        backbone: dict[str, Any] | None = None,
+        text_tower: str | None = None,
+        clip_seconds: float = 1.5,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.position_encoding = position_encoding
+        self.visual_feature_size = visual_feature_size
+        self.visual_vocab_size = visual_vocab_size
+        self.visual_input = visual_input
+        self.max_visual_positions = max_visual_positions
+        self.shared_size = shared_size
+        self.projection_hidden_size = projection_hidden_size
+        self.text_pooling = text_pooling
+        self.max_text_length = max_text_length
+        self.video_token_id = video_token_id
+        self.cls_token_id = cls_token_id
+        self.mask_token_id = mask_token_id
+        self.backbone = backbone
+        self.text_tower = text_tower
+        self.clip_seconds = clip_seconds
+        kwargs.setdefault("tie_word_embeddings", True)
+        super().__init__(pad_token_id=pad_token_id, sep_token_id=sep_token_id, **kwargs)
+        self.sep_token_id = sep_token_id
+        self._check()
+
+    def _check(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        for name, known in (
+            ("position_encoding", POSITIONS),
+            ("visual_input", VISUAL_INPUTS),
+            ("text_pooling", ("mean", "cls")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        if self.visual_input != "features" and self.visual_vocab_size < 1:
+            raise ValueError(f"visual_input {self.visual_input!r} needs a visual_vocab_size")
+        if not self.clip_seconds > 0:
+            raise ValueError(f"clip_seconds {self.clip_seconds} is not positive")
+        if self.text_tower is None and self.shared_size != self.hidden_size:
+            raise ValueError("without a text_tower, shared_size must equal hidden_size: "
+                             "the encoder's own text vectors span the shared space")

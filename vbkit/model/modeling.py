@@ -1,0 +1,477 @@
+"""VideoBERT: one Transformer encoder over words and clips (Sun et al., ICCV 2019).
+
+The whole model is in this file. Shapes: B sequences, L word pieces, V clips, H hidden size,
+Dv backbone features, D shared space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+from vbkit.model.configuration import VideoBertConfig
+
+__all__ = [
+    "VideoBertForPreTraining",
+    "VideoBertForPreTrainingOutput",
+    "VideoBertModel",
+    "VideoBertOutput",
+    "bert_to_videobert",
+]
+
+
+@dataclass
+class VideoBertOutput(ModelOutput):
+    """Outputs of the encoder.
+
+    Args:
+        last_hidden_state: (B, L + V + 1, H): text, clips and the closing `[SEP]`; (B, L, H) for
+            text alone.
+        text_hidden: (B, L, H), its text part.
+        visual_hidden: (B, V, H), its clips; None for text alone.
+        attention_mask: (B, L + V + 1) bool, which positions are not padding.
+        hidden_states: the input embeddings and every layer's output, where asked for.
+        attentions: every layer's attention weights, (B, heads, N, N), where asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    text_hidden: Tensor | None = None
+    visual_hidden: Tensor | None = None
+    attention_mask: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class VideoBertForPreTrainingOutput(ModelOutput):
+    """Outputs with the pretraining heads.
+
+    Args:
+        loss: weighted sum of the losses whose labels were given.
+        word_logits: (B, L, vocabulary).
+        visual_word_logits: (B, V, visual vocabulary); None where there is none.
+        alignment_logits: (B,), above 0 where text and video belong together.
+        last_hidden_state: as in `VideoBertOutput`.
+    """
+
+    loss: Tensor | None = None
+    word_logits: Tensor | None = None
+    visual_word_logits: Tensor | None = None
+    alignment_logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        batch, length, hidden = x.shape
+        shape = (batch, length, self.heads, hidden // self.heads)
+        query, key, value = (
+            layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout if self.training else 0.0
+        attention = None
+        if weights:  # the fused kernel does not give them
+            scores = query @ key.transpose(2, 3) / math.sqrt(shape[-1])
+            if mask is not None:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            attention = scores.softmax(-1)
+            out = F.dropout(attention, dropout) @ value
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        return self.output(out.transpose(1, 2).reshape(batch, length, hidden)), attention
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm Transformer layer, as in BERT (Devlin et al., 2019)."""
+
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_in = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.mlp_out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, attention = self.attention(x, mask, weights)
+        x = self.attention_norm(x + self.dropout(attended))
+        x = self.mlp_norm(x + self.dropout(self.mlp_out(self.activation(self.mlp_in(x)))))
+        return x, attention
+
+
+class TextEmbeddings(nn.Module):
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size,
+                                  padding_idx=config.pad_token_id)
+        self.positions = _position_table(config, config.max_position_embeddings)
+        self.type_embedding = nn.Parameter(torch.zeros(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        x = self.words(input_ids) + self.positions(position_ids) + self.type_embedding
+        return self.dropout(self.norm(x))
+
+
+class VisualEmbeddings(nn.Module):
+    """A clip's input vector: its projected features, its visual word, or both (config value)."""
+
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        if config.visual_input != "words":
+            self.features = nn.Linear(config.visual_feature_size, hidden)
+        if config.visual_input != "features":
+            self.words = nn.Embedding(config.visual_vocab_size + 1, hidden)  # the last is [MASK]
+        self.visual_input = config.visual_input
+        self.positions = _position_table(config, config.max_visual_positions)
+        self.type_embedding = nn.Parameter(torch.zeros(hidden))
+        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, features: Tensor | None, words: Tensor | None, positions: Tensor) -> Tensor:
+        x = self.positions(positions) + self.type_embedding
+        if self.visual_input != "words":
+            if features is None:
+                raise ValueError(f"visual_input {self.visual_input!r} needs visual_features")
+            x = x + self.features(features)
+        if self.visual_input != "features":
+            if words is None:
+                raise ValueError(f"visual_input {self.visual_input!r} needs visual_words")
+            x = x + self.words(words)
+        return self.dropout(self.norm(x))
+
+
+class ClipProjection(nn.Module):
+    """Clip features into the shared space: a linear map plus a hidden layer beside it."""
+
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.visual_feature_size, config.shared_size)
+        width = config.projection_hidden_size
+        self.mlp_in = nn.Linear(config.visual_feature_size, width) if width else None
+        self.mlp_out = nn.Linear(width, config.shared_size) if width else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.linear(features)
+        if self.mlp_in is not None and self.mlp_out is not None:
+            x = x + self.mlp_out(F.gelu(self.mlp_in(features)))
+        return F.normalize(x, dim=-1)
+
+
+def _position_table(config: VideoBertConfig, length: int) -> nn.Embedding:
+    table = nn.Embedding(length, config.hidden_size)
+    if config.position_encoding == "sinusoidal":
+        table.weight.requires_grad_(False)
+    return table
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """(length, width) sinusoidal position encodings (Vaswani et al., 2017, section 3.5)."""
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    rate = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2).float() / width)
+    table = torch.zeros(length, width)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate[: width // 2])
+    return table
+
+
+class VideoBertPreTrainedModel(PreTrainedModel):
+    config_class = VideoBertConfig
+    base_model_prefix = "videobert"
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, TextEmbeddings | VisualEmbeddings):
+            nn.init.zeros_(module.type_embedding)
+            if self.config.position_encoding == "sinusoidal":
+                module.positions.weight.copy_(sinusoids(*module.positions.weight.shape))
+        elif isinstance(module, VideoBertModel):
+            nn.init.zeros_(module.feature_mean)
+            nn.init.ones_(module.feature_std)
+
+
+class VideoBertModel(VideoBertPreTrainedModel):
+    """The joint encoder, and the two maps into the space that video and text share.
+
+    The input sequence is `[CLS] text [>] video [SEP]` for video and text, `[CLS] [>] video [SEP]`
+    for video alone and `[CLS] text [SEP]` for text alone, the paper's three regimes.
+    """
+
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__(config)
+        self.text_embeddings = TextEmbeddings(config)
+        self.visual_embeddings = VisualEmbeddings(config)
+        self.layers = nn.ModuleList(
+            EncoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
+        self.clip_projection = ClipProjection(config)
+        self.register_buffer("feature_mean", torch.zeros(config.visual_feature_size))
+        self.register_buffer("feature_std", torch.ones(config.visual_feature_size))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_embeddings.words
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.text_embeddings.words = value
+
+    def standardise(self, clip_features: Tensor) -> Tensor:
+        """The features that the model reads, with the training data's mean and deviation taken out.
+
+        (..., Dv) to (..., visual_feature_size).
+
+        Raises:
+            ValueError: the features are narrower than `config.visual_feature_size`.
+        """
+        size = self.config.visual_feature_size
+        if clip_features.shape[-1] < size:
+            raise ValueError(f"clip features are {clip_features.shape[-1]} wide, but the model "
+                             f"reads {size}: they come from another backbone")
+        return (clip_features[..., :size] - self.feature_mean) / self.feature_std
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        visual_words: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        return_dict: bool = True,
+    ) -> VideoBertOutput | tuple[Any, ...]:
+        """Encode a batch of sequences.
+
+        Args:
+            input_ids: (B, L) int64, padded at the end. With a video: `[CLS] text [>]`, and the
+                closing `[SEP]` is added here, after the clips; else `[CLS] text [SEP]`.
+            attention_mask: (B, L), 1 where there is a word piece.
+            visual_features: (B, V, Dv) clip features as the backbone gives them.
+            visual_words: (B, V) int64 ids in the visual vocabulary.
+            visual_mask: (B, V), 1 where there is a clip.
+
+        Raises:
+            ValueError: the sequence is longer than the model's position encodings, or an input
+                that `config.visual_input` needs is missing.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        mask = attention_mask.bool()
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(f"{input_ids.shape[1]} word pieces, but the model takes at most "
+                             f"{self.config.max_position_embeddings}")
+        device = input_ids.device
+        # Positions count what is not padding, so that padding never moves anything.
+        position_ids = (mask.long().cumsum(1) - 1).clamp_(min=0)
+        x = self.text_embeddings(input_ids, position_ids)
+        length = input_ids.shape[1]
+        clips = None
+        given = visual_features if visual_features is not None else visual_words
+        if given is not None:
+            batch, clips = given.shape[:2]
+            if clips > self.config.max_visual_positions:
+                raise ValueError(f"{clips} clips, but the model takes at most "
+                                 f"{self.config.max_visual_positions}")
+            if visual_mask is None:
+                visual_mask = torch.ones(batch, clips, device=device)
+            visual_mask = visual_mask.bool()
+            if visual_features is not None:
+                visual_features = self.standardise(visual_features)
+            positions = torch.arange(clips, device=device).expand(batch, clips)
+            video = self.visual_embeddings(visual_features, visual_words, positions)
+            sep_ids = torch.full((batch, 1), self.config.sep_token_id, device=device)
+            last = mask.sum(1, keepdim=True).clamp(max=self.config.max_position_embeddings - 1)
+            x = torch.cat([x, video, self.text_embeddings(sep_ids, last)], 1)
+            mask = torch.cat([mask, visual_mask, mask.new_ones(batch, 1)], 1)
+        attention = mask[:, None, None, :] if not bool(mask.all()) else None
+        hidden_states: list[Tensor] = [x]
+        attentions: list[Tensor | None] = []
+        for layer in self.layers:
+            x, weights = layer(x, attention, output_attentions)
+            hidden_states.append(x)
+            attentions.append(weights)
+        output = VideoBertOutput(
+            last_hidden_state=x,
+            text_hidden=x[:, :length],
+            visual_hidden=None if clips is None else x[:, length : length + clips],
+            attention_mask=mask,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,  # type: ignore[arg-type]
+        )
+        return output if return_dict else output.to_tuple()
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Texts `[CLS] text [SEP]` (B, L) into the shared space: (B, D) unit vectors."""
+        hidden = self(input_ids, attention_mask).last_hidden_state
+        if self.config.text_pooling == "cls":
+            return F.normalize(hidden[:, 0], dim=-1)
+        weight = attention_mask[..., None].to(hidden.dtype)
+        return F.normalize((hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9), dim=-1)
+
+    def embed_clips(self, clip_features: Tensor) -> Tensor:
+        """Clip features (..., Dv) into the shared space: (..., D) unit vectors."""
+        return self.clip_projection(self.standardise(clip_features))
+
+
+class VideoBertForPreTraining(VideoBertPreTrainedModel):
+    """VideoBERT with its pretraining heads: masked words, masked visual words, alignment."""
+
+    _tied_weights_keys: Mapping[str, str] = {
+        "word_head.decoder.weight": "videobert.text_embeddings.words.weight"
+    }
+
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__(config)
+        self.videobert = VideoBertModel(config)
+        self.word_head = PredictionHead(config, config.vocab_size)
+        self.visual_word_head = (
+            PredictionHead(config, config.visual_vocab_size) if config.visual_vocab_size else None
+        )
+        self.alignment_head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.word_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.word_head.decoder = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        visual_words: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        visual_labels: Tensor | None = None,
+        alignment_labels: Tensor | None = None,
+        loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        return_dict: bool = True,
+    ) -> VideoBertForPreTrainingOutput | tuple[Any, ...]:
+        """Predict masked words and visual words, and whether text and video belong together.
+
+        Args:
+            labels: (B, L) int64 word ids, -100 where nothing is predicted.
+            visual_labels: (B, V) int64 visual word ids, -100 where nothing is predicted.
+            alignment_labels: (B,), 1 where text and video belong together.
+            loss_weights: of masked words, masked visual words and alignment.
+            The other arguments are `VideoBertModel.forward`'s.
+        """
+        encoded = self.videobert(
+            input_ids, attention_mask, visual_features, visual_words, visual_mask
+        )
+        word_logits = self.word_head(encoded.text_hidden)
+        visual_logits = None
+        if self.visual_word_head is not None and encoded.visual_hidden is not None:
+            visual_logits = self.visual_word_head(encoded.visual_hidden)
+        alignment = self.alignment_head(encoded.last_hidden_state[:, 0]).squeeze(-1)
+        losses: list[Tensor] = []
+        if labels is not None:
+            losses.append(loss_weights[0] * _masked_cross_entropy(word_logits, labels))
+        if visual_labels is not None and visual_logits is not None:
+            losses.append(loss_weights[1] * _masked_cross_entropy(visual_logits, visual_labels))
+        if alignment_labels is not None:
+            losses.append(loss_weights[2] * F.binary_cross_entropy_with_logits(
+                alignment, alignment_labels.to(alignment.dtype)))
+        output = VideoBertForPreTrainingOutput(
+            loss=torch.stack(losses).sum() if losses else None,
+            word_logits=word_logits,
+            visual_word_logits=visual_logits,
+            alignment_logits=alignment,
+            last_hidden_state=encoded.last_hidden_state,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class PredictionHead(nn.Module):
+    """BERT's prediction head: dense, activation, norm, then one logit for each word."""
+
+    def __init__(self, config: VideoBertConfig, size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.decoder = nn.Linear(config.hidden_size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.norm(self.activation(self.dense(x))))
+
+
+def _masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    # A batch in which nothing is masked gives 0, where the mean would be NaN.
+    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100,
+                            reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)
+
+
+_BERT_NAMES = (
+    ("embeddings.word_embeddings.", "text_embeddings.words."),
+    ("embeddings.position_embeddings.", "text_embeddings.positions."),
+    ("embeddings.LayerNorm.", "text_embeddings.norm."),
+    ("encoder.layer.", "layers."),
+    (".attention.self.", ".attention."),
+    (".attention.output.dense.", ".attention.output."),
+    (".attention.output.LayerNorm.", ".attention_norm."),
+    (".intermediate.dense.", ".mlp_in."),
+    (".output.dense.", ".mlp_out."),
+    (".output.LayerNorm.", ".mlp_norm."),
+)
+
+
+def bert_to_videobert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A `transformers.BertModel` state dict under the names of `VideoBertModel`.
+
+    BERT's segment type 0 becomes the text type; its type 1 and its pooler have no counterpart.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("bert.")
+        if name == "embeddings.token_type_embeddings.weight":
+            renamed["text_embeddings.type_embedding"] = tensor[0].clone()
+            continue
+        if not name.startswith(("embeddings.", "encoder.")) or name.endswith("_ids"):
+            continue
+        for old, new in _BERT_NAMES:
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    return renamed
