@@ -31,7 +31,7 @@ tests: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet ".[docs]"
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 benchmarks: $(VENV)/.installed-dev

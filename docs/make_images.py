@@ -27,7 +27,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-COLUMNS = 110
+COLUMNS = 120
 PICTURES = 5
 
 COMMANDS = (

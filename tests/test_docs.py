@@ -73,9 +73,9 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMAND_LINES = [
-    (f"{block}: {line}", line)
+    (f"{block}: {line}", line.removeprefix("$ "))
     for block in BLOCKS if block.language == "console"
-    for line in block.code.splitlines() if line.startswith("vbkit ")
+    for line in block.code.replace("\\\n", " ").splitlines() if re.match(r"(\$ )?vbkit ", line)
 ]
 
 
@@ -110,9 +110,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, engine: vbkit.Engine, sa
     return folder
 
 
+@pytest.fixture
+def loaded(engine: vbkit.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples that make an engine get one whose model is loaded already."""
+    monkeypatch.setattr("vbkit.engine.engine.Bundle", lambda *arguments: engine.bundle)
+
+
 # Examples
 
 
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize("block", of_group("results"), ids=str)
 def test_example_runs(block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
@@ -149,6 +156,7 @@ def test_the_readmes_plugin_has_20_lines() -> None:
     assert len(lines) <= 22
 
 
+@pytest.mark.usefixtures("loaded")
 def test_the_guides_plugin_works_as_written(
     site: Path,  # noqa: F811
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

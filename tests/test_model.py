@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import vbkit_mini
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, BertConfig, BertModel
 
@@ -168,6 +172,25 @@ def test_auto_classes_load_mini(engine) -> None:
     with torch.no_grad():
         vectors = model.embed_text(batch["input_ids"], batch["attention_mask"])
     assert torch.allclose(vectors, engine.encode_text(["a dog runs"]), atol=1e-4)
+
+
+def test_mini_needs_no_network() -> None:
+    code = """
+import socket
+def refuse(*arguments): raise AssertionError("a connection was tried")
+socket.socket.connect = socket.getaddrinfo = refuse
+import vbkit
+print(tuple(vbkit.Engine(device="cpu").encode_text(["a dog runs"]).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(1, 384)"
+
+
+def test_model_and_heads_are_small_enough_to_ship() -> None:
+    plugins = Path(vbkit_mini.__file__).parent.parent
+    size = sum(file.stat().st_size for file in plugins.glob("vbkit_*/**/*.safetensors"))
+    assert size <= 70_000_000
 
 
 def test_processor_lays_out_text_and_video(engine) -> None:

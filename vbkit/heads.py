@@ -121,7 +121,7 @@ def load_head(
     except FileNotFoundError as error:
         raise ModelError(
             f"{folder} holds no head: {Path(error.filename or HEAD_WEIGHTS).name} is missing; "
-            f"give the folder that `vbkit finetune --out` wrote"
+            "give a folder that the training wrote"
         ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the head in {folder} cannot be read: {error}") from error

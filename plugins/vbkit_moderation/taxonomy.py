@@ -112,7 +112,7 @@ def help_text() -> str:
         if not c.detected:
             continue
         auroc = quality(c.name).get("roc_auc")
-        figure = f", AUROC {auroc[0]:.2f}" if auroc else ""
+        figure = f", AUROC {auroc[0]:.3f}" if auroc else ""
         parts.append(f"{c.name} ({' '.join(c.modalities)}{figure})")
     missing = ", ".join(c.name for c in CATEGORIES if not c.detected)
     return f"{', '.join(parts)}; not detected: {missing}"

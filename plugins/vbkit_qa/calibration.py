@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Logistic"]
+__all__ = ["Logistic", "log_odds"]
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,9 @@ class Logistic:
     def to_settings(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def log_odds(probability: float) -> float:
+    """The logit of a probability, which is kept off 0 and 1."""
+    bounded = min(max(probability, 1e-4), 1 - 1e-4)
+    return math.log(bounded / (1 - bounded))

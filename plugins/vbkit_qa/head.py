@@ -13,7 +13,7 @@ from torch import Tensor
 from vbkit.errors import OptionError
 from vbkit.heads import Head, HeadContext, load_head, save_head
 from vbkit_qa import QA_TABLE, QaOptions
-from vbkit_qa.calibration import Logistic
+from vbkit_qa.calibration import Logistic, log_odds
 from vbkit_qa.reader import (
     Reader,
     ReaderConfig,
@@ -77,6 +77,7 @@ class QaHead(Head):
         self.background = tensors["visual.background"].to(context.device)
         self.right = Logistic.from_settings(settings["right"])
         self.found = Logistic.from_settings(settings["found"])
+        self.score = Logistic.from_settings(settings["score"])
         self.shown = Logistic.from_settings(settings["shown"])
         self.language = settings.get("language", "en")
         self._encoded: dict[str, Tensor] = {}
@@ -146,16 +147,18 @@ class QaHead(Head):
             rows: list[dict[str, Any]] = []
             chance = 0.0
             for first, last, mass in choose(scores[q], spans, self.options.top_k):
-                seen, best = span_evidence(first, last, mass, scores[q], spans, asked[q],
-                                           segments, lexical[q])
+                seen = span_evidence(first, last, mass, scores[q], spans, asked[q], segments,
+                                     lexical[q])
+                able = self.found(seen.subject)
                 rows.append({
                     "answer": " ".join(text.strip() for text in texts[first: last + 1]),
-                    "score": self.right(seen), "modality": "text",
+                    "score": self.score([log_odds(self.right(seen.span) * able)]),
+                    "modality": "text",
                     "start_s": _time(features.segment_times[first: last + 1, 0].min()),
                     "end_s": _time(features.segment_times[first: last + 1, 1].max()),
-                    "first_segment": first, "last_segment": last, "best_segment": best,
+                    "first_segment": first, "last_segment": last, "best_segment": seen.best,
                 })
-                chance = max(chance, self.found(seen))
+                chance = max(chance, able)
             out[question] = rows, chance
         return out
 
@@ -174,7 +177,7 @@ class QaHead(Head):
         limit = max(1, int(self.options.max_moment_s / step + 1e-6))
         picture = features.info is not None and features.info.codec == "image"
         out: dict[str, tuple[list[dict[str, Any]], float]] = {}
-        for (question, prompt), phrase in zip(wanted.items(), phrases, strict=True):
+        for question, phrase in zip(wanted, phrases, strict=True):
             similarity = (clips @ phrase).float().cpu()
             z = standardise(similarity, (self.background @ phrase).float().cpu())
             rows: list[dict[str, Any]] = []
@@ -183,7 +186,7 @@ class QaHead(Head):
                 rows.append({
                     "answer": "shown in the picture" if picture
                     else f"shown at {time_phrase(start, end)}",
-                    "score": self.shown(visual_evidence(moment, len(times), len(words(prompt)))),
+                    "score": self.shown(visual_evidence(moment, len(times))),
                     "modality": "visual", "start_s": start, "end_s": end,
                     "first_segment": None, "last_segment": None, "best_segment": None,
                 })

@@ -21,9 +21,9 @@ from vbkit_qa.text import LEXICAL_FEATURES, SEGMENT_FEATURES
 
 __all__ = [
     "EVIDENCE",
-    "SPAN_EVIDENCE",
     "Reader",
     "ReaderConfig",
+    "SpanEvidence",
     "Spans",
     "choose",
     "evidence_of",
@@ -238,14 +238,25 @@ def choose(scores: Tensor, spans: Spans, k: int, iou: float = 0.5,
     return out
 
 
-SPAN_EVIDENCE = 8
-"""Number of values that `span_evidence` gives."""
+@dataclass(frozen=True)
+class SpanEvidence:
+    """What the calibration of an answer's score sees.
+
+    Args:
+        span: what says whether these are the right segments, if the transcript answers at all:
+            log odds of the span's share of probability, and its likeness to the question.
+        subject: what says whether the transcript answers: nothing that depends on its length.
+        best: the segment that belongs to the answer most surely.
+    """
+
+    span: list[float]
+    subject: list[float]
+    best: int
 
 
 def span_evidence(first: int, last: int, mass: float, scores: Tensor, spans: Spans,
-                  question: Tensor, segments: Tensor,
-                  lexical: Tensor) -> tuple[list[float], int]:
-    """What the calibration of an answer's score sees, and the surest segment of the answer.
+                  question: Tensor, segments: Tensor, lexical: Tensor) -> SpanEvidence:
+    """The evidence for one answer.
 
     Args:
         first, last: the span, inclusive.
@@ -255,26 +266,16 @@ def span_evidence(first: int, last: int, mass: float, scores: Tensor, spans: Spa
         question: (D,) unit vector.
         segments: (S, D) unit vectors.
         lexical: (S, LEXICAL_FEATURES) for this question.
-
-    Returns:
-        `SPAN_EVIDENCE` values, and the index of a segment in the span.
     """
-    n = len(segments)
     probability = scores.softmax(0)
-    inside = probability.new_zeros(n + 1)
+    inside = probability.new_zeros(len(segments) + 1)
     inside.index_add_(0, spans.first, probability)
     inside.index_add_(0, spans.last + 1, -probability)
     best = first + int(inside.cumsum(0)[first: last + 1].argmax())
-    similarity = segments @ question
-    window = F.normalize(segments[first: last + 1].mean(0), dim=0) @ question
+    nearest = float((segments[first: last + 1] @ question).amax())
+    window = float(F.normalize(segments[first: last + 1].mean(0), dim=0) @ question)
     shared = lexical[first: last + 1]
-    entropy = -(probability * probability.clamp(min=1e-9).log()).sum()
-    values = [
-        math.log(max(mass, 1e-4) / max(1 - min(mass, 1.0), 1e-4)),
-        float(similarity[first: last + 1].amax()), float(window),
-        float(similarity[first: last + 1].amax() - similarity.mean()),
-        float(shared[:, 0].amax()), float(shared[:, 2].amax()),
-        float(entropy) / max(1.0, math.log(len(spans))),
-        math.log1p(last - first),
-    ]
-    return values, best
+    words = [float(shared[:, 0].amax()), float(shared[:, 2].amax())]
+    bounded = min(max(mass, 0.01), 0.99)
+    return SpanEvidence([math.log(bounded / (1 - bounded)), window, *words],
+                        [nearest, window, *words], best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ _RULES: tuple[tuple[str, str], ...] = (
      rf"{_AUXILIARY}?\s*", ""),
     (r"^(?:when|where)\s+(?:in the video\s+)?" + rf"{_AUXILIARY}\s+(?:there\s+)?(?:be\s+)?", ""),
     (r"^(?:when|where)\s+(?:can|do|could)\s+(?:we|i|you|one)\s+see\s+", ""),
-    (r"^(?:is|are|was|were)\s+there\s+(?:any\s+|an?\s+(?=\w))?", ""),
+    (r"^(?:is|are|was|were)\s+there\s+(?:any\s+)?", ""),
     (r"^(?:who|what|which)\s+(?:is|are|was|were)\s+(?=\w+ing\b)", "someone "),
     (r"^(?:can|do|could)\s+(?:we|i|you|one)\s+see\s+", ""),
     (rf"^who\s+{_AUXILIARY}\s+", ""),
@@ -121,10 +122,9 @@ def find_moments(similarity: Tensor, z: Tensor, limit: int, k: int) -> list[Mome
     return moments
 
 
-def visual_evidence(moment: Moment, n_clips: int, n_words: int) -> list[float]:
+def visual_evidence(moment: Moment, n_clips: int) -> list[float]:
     """What the calibration of a moment's score sees."""
-    return [moment.cosine, moment.z, torch.tensor(float(n_clips)).log1p().item(),
-            min(n_words, 12) / 12]
+    return [moment.cosine, moment.z, math.log1p(n_clips)]
 
 
 def time_phrase(start_s: float, end_s: float) -> str:

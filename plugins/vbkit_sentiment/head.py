@@ -13,7 +13,7 @@ from torch import Tensor
 from vbkit.errors import ModelError
 from vbkit.heads import Head, HeadContext, load_head, save_head
 from vbkit_sentiment import SENTIMENT, SENTIMENT_VIDEOS, SentimentOptions
-from vbkit_sentiment.model import PictureSentiment, TextSentiment, neighbours
+from vbkit_sentiment.model import PictureSentiment, TextSentiment, neighbours, trusted
 from vbkit_sentiment.rows import clip_rows, segment_rows, silent_clips, speech_mask, video_row
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ class SentimentHead(Head):
 
     def picture_logits(self, clip_features: Tensor) -> Tensor:
         """Calibrated logits (C, 3) of clips, (C, Dv)."""
-        logits: Tensor = self.picture(clip_features) / self.settings["picture"]["temperature"]
-        return logits
+        settings = self.settings["picture"]
+        logits = self.picture(clip_features) / settings["temperature"]
+        return trusted(logits, settings["prior"], settings["trust"])
 
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CONTEXT", "PictureSentiment", "TextSentiment", "neighbours"]
+__all__ = ["CONTEXT", "PictureSentiment", "TextSentiment", "neighbours", "trusted"]
 
 CONTEXT = (-2, -1, 1)
 """Which neighbours of a segment are read with it."""
@@ -50,7 +50,7 @@ class TextSentiment(nn.Module):
     """
 
     def __init__(
-        self, width: int, hidden: int = 256, dropout: float = 0.5, context_dropout: float = 0.3
+        self, width: int, hidden: int = 256, dropout: float = 0.7, context_dropout: float = 0.6
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 3)
@@ -59,7 +59,7 @@ class TextSentiment(nn.Module):
         self.output = nn.Linear(hidden, 3)
         self.dropout = dropout
         self.context_dropout = context_dropout
-        self.scale = width**0.5 / 2  # entries of a unit vector are small; this suits the optimiser
+        self.scale = width**0.5 / 4  # entries of a unit vector are small; this suits the optimiser
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (S, 3) of `neighbours(...)` (S, 1 + len(CONTEXT), D)."""
@@ -97,3 +97,15 @@ class PictureSentiment(nn.Module):
         """Logits (C, 3) of `clip_features` (C, 2 x width)."""
         logits: Tensor = self.linear((clip_features[:, : len(self.mean)] - self.mean) / self.scale)
         return logits
+
+
+def trusted(logits: Tensor, prior: Sequence[float], trust: float) -> Tensor:
+    """Log-probabilities drawn towards those of an ordinary picture.
+
+    Args:
+        logits: (C, 3).
+        prior: the shares of the three classes among ordinary pictures.
+        trust: 0 to 1, how far the logits are believed.
+    """
+    usual = torch.tensor(prior, dtype=logits.dtype, device=logits.device)
+    return torch.log(trust * logits.softmax(1) + (1 - trust) * usual)

@@ -31,9 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from encode import Encoder
 
 from vbkit.heads import save_head
-from vbkit_qa.calibration import Logistic
+from vbkit_qa.calibration import Logistic, log_odds
 from vbkit_qa.reader import (
-    SPAN_EVIDENCE,
     Reader,
     ReaderConfig,
     Spans,
@@ -50,6 +49,8 @@ from vbkit_qa.visual import find_moments, standardise, visual_evidence
 CONFIG = ReaderConfig()
 FOLDS = 5
 EPOCHS = 10
+PRESENT = 0.4
+"""Share of questions to the picture that are taken to have their answer in it."""
 
 
 @dataclass
@@ -198,13 +199,14 @@ def answer(readers: list[Reader], item: Reading, rows: Tensor) -> list[dict[str,
     out = []
     for k, row in enumerate(rows.tolist()):
         first, last, mass = choose(scores[k], item.spans, 1)[0]
-        seen, best = span_evidence(first, last, mass, scores[k], item.spans, item.asked[row],
-                                   item.segments, item.lexical[row])
+        seen = span_evidence(first, last, mass, scores[k], item.spans, item.asked[row],
+                             item.segments, item.lexical[row])
         gold = item.answers[row]
         iou = float(overlap(torch.tensor(first), torch.tensor(last), gold[0], gold[1]))
-        out.append({"video": item.name, "iou": iou if int(gold[0]) >= 0 else 0.0, "seen": seen,
-                    "inside": bool(gold[0] <= best <= gold[1]),
-                    "answerable": int(gold[0]) >= 0})
+        answerable = int(gold[0]) >= 0
+        out.append({"video": item.name, "iou": iou if answerable else 0.0, "span": seen.span,
+                    "subject": seen.subject, "answerable": answerable,
+                    "inside": bool(gold[0] <= seen.best <= gold[1])})
     return out
 
 
@@ -274,11 +276,12 @@ def fit(rows: np.ndarray, right: np.ndarray, weight: np.ndarray | None = None,
     return Logistic(tuple(round(float(v), 5) for v in slope), round(bias, 5))
 
 
-def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+def calibration_error(probability: np.ndarray, right: np.ndarray,
+                      weight: np.ndarray | None = None, bins: int = 10) -> float:
     """Expected calibration error over equally filled bins."""
+    w = np.ones(len(right)) if weight is None else weight
     parts = np.array_split(np.argsort(probability, kind="stable"), bins)
-    return float(sum(len(p) * abs(probability[p].mean() - right[p].mean()) for p in parts)
-                 / len(probability))
+    return float(sum(abs((w[p] * (probability[p] - right[p])).sum()) for p in parts) / w.sum())
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
@@ -342,7 +345,7 @@ def visual(encoder: Encoder, data: Path, seed: int) -> tuple[Logistic, Tensor, d
         phrases.append(" ".join(tokens[: int(random.integers(2, 8))])
                        if random.random() < 0.5 else text)
     vectors = torch.from_numpy(encoder.text_embeddings(phrases))
-    seen, right, fold = [], [], []
+    seen, right, fold, length = [], [], [], []
     for k, (own, _) in enumerate(asked):
         size = int(random.choice([1, 1, 2, 5, 10, 30, 80]))
         others = random.choice(len(pictures), size, replace=False)
@@ -354,19 +357,26 @@ def visual(encoder: Encoder, data: Path, seed: int) -> tuple[Logistic, Tensor, d
         similarity = embedded[shown] @ vectors[k]
         z = standardise(similarity, background @ vectors[k])
         moment = find_moments(similarity, z, 1, 1)[0]
-        seen.append(visual_evidence(moment, len(shown), len(words(phrases[k]))))
+        seen.append(visual_evidence(moment, len(shown)))
+        length.append(min(len(phrases[k].split()), 8))
         asked_for = set(map(stem, content_words(phrases[k])))
         right.append(shown[moment.best] == own or asked_for <= said[shown[moment.best]])
         fold.append(own % FOLDS)
     x, y, folds = np.array(seen), np.array(right, float), np.array(fold)
+    # Short phrases ("a man") fit many of these pictures by chance, as they would not elsewhere.
+    weight = np.ones(len(y))
+    for value in set(length):
+        of = np.array(length) == value
+        share = y[of].mean()
+        weight[of] = np.where(y[of] > 0, PRESENT / share, (1 - PRESENT) / (1 - share))
     probability = np.zeros(len(y))
     for k in range(FOLDS):
-        model = fit(x[folds != k], y[folds != k])
+        model = fit(x[folds != k], y[folds != k], weight[folds != k])
         probability[folds == k] = [model(row) for row in x[folds == k]]
     numbers = {"pairs": len(y), "right": round(float(y.mean()), 3),
                "auroc": round(auroc(probability, y > 0), 3),
-               "ece": round(calibration_error(probability, y), 3)}
-    return fit(x, y), background, numbers
+               "ece": round(calibration_error(probability, y, weight), 3)}
+    return fit(x, y, weight), background, numbers
 
 
 def main() -> None:
@@ -414,34 +424,43 @@ def run(encoder: Encoder, arguments: argparse.Namespace) -> None:
                 curve.setdefault(size, [])
                 curve[size] += answer(few, item, torch.arange(item.scored))
         print(f"fold {fold}: {report(plain)}", file=sys.stderr, flush=True)
-    # Questions to whole videos, which most are, weigh more than those to stretches and wrong ones.
     everything = plain + doubtful
-    seen = np.array([row["seen"] for row in everything])
-    assert seen.shape[1] == SPAN_EVIDENCE
+    span = np.array([row["span"] for row in everything])
+    subject = np.array([row["subject"] for row in everything])
     right = np.array([row["iou"] >= 0.5 for row in everything], float)
-    able = np.array([row["answerable"] for row in everything], float)
+    able = np.array([row["answerable"] for row in everything])
+    # Questions to whole videos, which most are, weigh more than those to stretches and wrong ones.
     weight = np.concatenate([np.full(len(plain), 0.7 / len(plain)),
                              np.full(len(doubtful), 0.3 / len(doubtful))]) * len(everything)
-    balance = np.where(able > 0, 0.5 / able.sum(), 0.5 / (1 - able).sum()) * len(everything)
-    names = np.array([row["video"] for row in everything])
+    balance = np.where(able, 0.5 / able.sum(), 0.5 / (~able).sum()) * len(everything)
     fold_of = {videos[i].name: k % FOLDS for k, i in enumerate(order)}
-    folds = np.array([fold_of[name] for name in names])
-    p_right, p_able = np.zeros(len(right)), np.zeros(len(right))
+    folds = np.array([fold_of[row["video"]] for row in everything])
+
+    def calibrate(train_on: np.ndarray, use_on: np.ndarray,
+                  ) -> tuple[Logistic, Logistic, np.ndarray, np.ndarray]:
+        """Fits P(right span | answerable) and P(answerable), and applies them."""
+        is_right = fit(span[train_on & able], right[train_on & able])
+        is_found = fit(subject[train_on], able[train_on].astype(float), balance[train_on])
+        found = np.array([is_found(row) for row in subject[use_on]])
+        both = found * [is_right(row) for row in span[use_on]]
+        return is_right, is_found, found, np.array([[log_odds(p)] for p in both])
+
+    odds, p_able, p_right = np.zeros((len(right), 1)), np.zeros(len(right)), np.zeros(len(right))
     for fold in range(FOLDS):
-        inside, outside = folds == fold, folds != fold
-        model = fit(seen[outside], right[outside], weight[outside])
-        p_right[inside] = [model(row) for row in seen[inside]]
-        model = fit(seen[outside], able[outside], balance[outside])
-        p_able[inside] = [model(row) for row in seen[inside]]
+        _, _, p_able[folds == fold], odds[folds == fold] = calibrate(folds != fold, folds == fold)
+    for fold in range(FOLDS):
+        of_score = fit(odds[folds != fold], right[folds != fold], weight[folds != fold])
+        p_right[folds == fold] = [of_score(row) for row in odds[folds == fold]]
+    is_right, is_found, _, _ = calibrate(folds >= 0, folds >= 0)
     shown, background, picture = visual(encoder, arguments.data, seed)
     n = len(plain)
     numbers = {
         "tutorialvqa": report(plain), "ece": round(calibration_error(p_right[:n], right[:n]), 3),
-        "ece_with_wrong_videos": round(calibration_error(p_right, right), 3),
+        "ece_with_wrong_videos": round(calibration_error(p_right, right, weight), 3),
         "auroc_right": round(auroc(p_right[:n], right[:n] > 0), 3),
-        "auroc_answerable": round(auroc(p_able, able > 0), 3),
+        "auroc_answerable": round(auroc(p_able, able), 3),
         "answerable_said_no": round(float((p_able[:n] < 0.5).mean()), 3),
-        "unanswerable_said_yes": round(float((p_able[able == 0] >= 0.5).mean()), 3),
+        "unanswerable_said_yes": round(float((p_able[~able] >= 0.5).mean()), 3),
         "picture": picture,
         "learning_curve": {size: report(rows) for size, rows in curve.items()},
     }
@@ -452,8 +471,8 @@ def run(encoder: Encoder, arguments: argparse.Namespace) -> None:
     save_head(arguments.out, tensors, {
         "model": encoder.model_name, "model_fingerprint": encoder.fingerprint, "language": "en",
         "reader": asdict(CONFIG), "members": arguments.members,
-        "right": fit(seen, right, weight).to_settings(),
-        "found": fit(seen, able, balance).to_settings(), "shown": shown.to_settings(),
+        "right": is_right.to_settings(), "found": is_found.to_settings(),
+        "score": fit(odds, right, weight).to_settings(), "shown": shown.to_settings(),
         "validation": numbers, "seed": seed,
         "data": "TutorialVQA (CC BY-NC 4.0), YouCook2 annotations (Apache-2.0), Flickr8k "
                 "(research use)",

@@ -9,12 +9,12 @@ Stages, each kept in --work and skipped when it is there:
 2. features: pictures through that backbone; captions and class names through MiniLM.
 3. projection: clips into MiniLM's sentence space, by symmetric contrastive learning (InfoNCE, as in
    CLIP, Radford et al., 2021, section 2.3) on Flickr8k, with ImageNet class names beside it.
-4. joint: the encoder's visual input, by masked words and alignment on Flickr8k, the encoder frozen,
-   so that text alone stays exactly all-MiniLM-L6-v2.
+4. joint: the encoder's visual input, by masked words on Flickr8k, the encoder frozen, so that text
+   alone stays exactly all-MiniLM-L6-v2.
 5. bundle: float16 safetensors, tokenizer, configuration, model card with validation numbers.
 
-Flickr8k's `val` split is used once, in stage 5; what was tuned was tuned on 1,000 of the training
-images. `recipes/mini/README.md` says where weights and data come from.
+Nothing is chosen on Flickr8k's `val` split, which stage 5 measures on; what was tuned was tuned on
+1,000 of the training images. `recipes/mini/README.md` says where weights and data come from.
 """
 
 from __future__ import annotations
@@ -97,10 +97,14 @@ def imagenet_files(data: Path) -> tuple[list[Path], list[str]]:
 
 
 def load_picture(path: Path, view: str) -> Tensor:
-    """(H, W, 3) uint8 square: `squash` as the engine does it, `centre` crop, `flip` mirrored."""
+    """(H, W, 3) uint8 square.
+
+    `squash` as the engine does it, `flip` mirrored, `crop` the largest square in the middle,
+    `centre` a square of seven eighths of that.
+    """
     image = Image.open(path).convert("RGB")
-    if view == "centre":
-        scale = 256 / min(image.size)
+    if view in ("centre", "crop"):
+        scale = (256 if view == "centre" else IMAGE_SIZE) / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)),
                              Image.Resampling.BICUBIC)
         left, top = (image.width - IMAGE_SIZE) // 2, (image.height - IMAGE_SIZE) // 2
@@ -158,19 +162,21 @@ def stage_features(minilm: Path, data: Path, work: Path) -> None:
     target = work / "features.safetensors"
     if target.exists():
         return
+    from vbkit.engine.bundle import choose_device, choose_precision
     from vbkit.model.backbones import load_backbone
     from vbkit.plugins import default_manager
 
     backbone = load_backbone(default_manager(), BACKBONE["name"],
                              str(work / "efficientnet_lite0.safetensors"),
                              pooling="mean_std", fit="squash")
-    backbone.prepare(torch.device("cpu"), "float32")
+    device = choose_device("cpu")
+    backbone.prepare(device, choose_precision("auto", device))
     names, _, captions, _ = read_flickr(data)
     flickr = [data / "flickr8k" / "images" / name for name in names]
     imagenet, classes = imagenet_files(data)
     out: dict[str, Tensor] = {}
     jobs = {"flickr_squash": flickr, "flickr_flip": flickr,
-            "imagenet_squash": imagenet, "imagenet_centre": imagenet, "imagenet_flip": imagenet}
+            "imagenet_squash": imagenet, "imagenet_centre": imagenet, "imagenet_crop": imagenet}
     for name, files in jobs.items():
         started, rows = time.time(), []
         for start in range(0, len(files), 64):
@@ -259,7 +265,7 @@ def train_projection(
     train = torch.tensor(splits["train"])[torch.randperm(len(splits["train"]))]
     train = train[: len(train) - held_out]
     views = torch.stack([features["flickr_squash"], features["flickr_flip"]]).float()
-    classes = torch.stack([features[f"imagenet_{v}"] for v in ("squash", "centre", "flip")]).float()
+    classes = torch.stack([features[f"imagenet_{v}"] for v in ("squash", "centre", "crop")]).float()
     texts, class_texts = features["flickr_text"].float(), features["imagenet_text"].float()
     captions = torch.tensor([of_image[int(i)][:5] for i in train])
 
@@ -307,7 +313,7 @@ def train_projection(
 
 def stage_joint(minilm: Path, data: Path, work: Path, epochs: int = 1, batch: int = 64,
                 captions_per_image: int = 2, learning_rate: float = 1e-3) -> None:
-    """Train the visual input and the pretraining heads; the encoder itself stays frozen.
+    """Train the visual input, and a word head to train it by; the encoder itself stays frozen.
 
     The visual input starts as the least-squares map from a picture's features to the mean of its
     captions' word embeddings, so that the frozen encoder is given something that it can read.
@@ -333,7 +339,7 @@ def stage_joint(minilm: Path, data: Path, work: Path, epochs: int = 1, batch: in
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(
             ("videobert.visual_embeddings.", "word_head.dense", "word_head.norm",
-             "word_head.decoder.bias", "alignment_head.")))
+             "word_head.decoder.bias")))
     model.word_head.decoder.weight.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.01)
@@ -342,40 +348,34 @@ def stage_joint(minilm: Path, data: Path, work: Path, epochs: int = 1, batch: in
                                                    pct_start=0.1)
     model.train()
     generator = torch.Generator().manual_seed(1)
-    step, started, sums = 0, time.time(), [0.0, 0.0]
+    step, started, total = 0, time.time(), 0.0
     for _epoch in range(epochs):
         order = torch.randperm(len(pairs), generator=generator).tolist()
         for start in range(0, len(pairs) - batch + 1, batch):
             chosen = [pairs[index] for index in order[start:start + batch]]
             images = torch.tensor([image for image, _ in chosen])
-            aligned = torch.rand(batch, generator=generator) < 0.7
-            shown = torch.where(aligned, images, images.roll(1))
             view = torch.randint(0, 2, (batch,), generator=generator)
             rows = [[processor.tokenizer.cls_token_id, *ids[caption],
                      processor.video_token_id] for _, caption in chosen]
             input_ids, mask = processor.pad(rows)
             masked, labels = mask_words(input_ids, mask, model.config, generator)
-            labels[~aligned] = -100  # the wrong picture says nothing about the words
             # Word logits only where a word is predicted: the vocabulary is the dear part.
-            encoded = model.videobert(masked, mask, views[view, shown][:, None])
+            encoded = model.videobert(masked, mask, views[view, images][:, None])
             predicted = labels != -100
-            logits = model.word_head(encoded.text_hidden[predicted])
-            alignment = model.alignment_head(encoded.last_hidden_state[:, 0]).squeeze(-1)
-            words = F.cross_entropy(logits, labels[predicted])
-            align = F.binary_cross_entropy_with_logits(alignment, aligned.float())
+            loss = F.cross_entropy(model.word_head(encoded.text_hidden[predicted]),
+                                   labels[predicted])
             optimizer.zero_grad()
-            (words + align).backward()
+            loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             step += 1
-            sums[0] += float(words.detach())
-            sums[1] += float(align.detach())
+            total += float(loss.detach())
             if step % 20 == 0:
                 rate = step * batch / (time.time() - started)
-                print(f"joint, step {step}/{steps}: words {sums[0] / 20:.3f}, alignment "
-                      f"{sums[1] / 20:.3f}, {rate:.0f} pairs/s", flush=True)
-                sums = [0.0, 0.0]
+                print(f"joint, step {step}/{steps}: loss {total / 20:.3f}, {rate:.0f} pairs/s",
+                      flush=True)
+                total = 0.0
     state = model.state_dict()
     # The decoder shares the word embeddings' tensor: it is not stored twice.
     save_file({name: tensor.contiguous() for name, tensor in state.items()
@@ -453,7 +453,7 @@ def evaluate(data: Path, work: Path) -> dict[str, float]:
     ids = processor.tokenize(captions)
     generator = torch.Generator().manual_seed(7)
     right = {"with_picture": 0, "without_picture": 0}
-    count, aligned = 0, []
+    count = 0
     with torch.inference_mode():
         for start in range(0, len(val), 100):
             images = val[start:start + 100]
@@ -468,12 +468,8 @@ def evaluate(data: Path, work: Path) -> dict[str, float]:
             count += int(where.sum())
             for name, output in (("with_picture", both), ("without_picture", alone)):
                 right[name] += int((output.word_logits[where].argmax(1) == labels[where]).sum())
-            good = model(input_ids, mask, pictures).alignment_logits
-            bad = model(input_ids, mask, pictures.roll(1, 0)).alignment_logits
-            aligned += [(good > 0).float(), (bad <= 0).float()]
     for name, hits in right.items():
         numbers[f"masked_word_accuracy_{name}"] = round(100 * hits / count, 1)
-    numbers["alignment_accuracy"] = round(100 * float(torch.cat(aligned).mean()), 1)
     return numbers
 
 
@@ -481,8 +477,10 @@ def stage_bundle(minilm: Path, work: Path, out: Path, numbers: dict[str, float])
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    model = VideoBertForPreTraining(VideoBertConfig(backbone=BACKBONE))
-    model.load_state_dict(load_file(work / "joint.safetensors"), strict=False)
+    model = VideoBertModel(VideoBertConfig(backbone=BACKBONE))
+    model.load_state_dict({name.removeprefix("videobert."): tensor for name, tensor in
+                           load_file(work / "joint.safetensors").items()
+                           if name.startswith("videobert.")})
     model.half().save_pretrained(out)
     VideoBertProcessor(load_tokenizer(minilm)).save_pretrained(out)
     backbone = {name: tensor.half() if tensor.is_floating_point() else tensor
@@ -495,6 +493,8 @@ def stage_bundle(minilm: Path, work: Path, out: Path, numbers: dict[str, float])
     if left := re.findall(r"\{\w+\}", card):
         raise SystemExit(f"the model card asks for unknown numbers: {left}")
     (out / "README.md").write_text(card)
+    for file in out.iterdir():
+        file.chmod(0o644)
 
 
 if __name__ == "__main__":

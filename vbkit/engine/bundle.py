@@ -124,12 +124,13 @@ class Bundle:
 
 def find_model(manager: PluginManager, model: str) -> Path:
     """The folder of a model that is named, on disk, or on a hub."""
-    named = {declared.spec.name: declared.spec.location for declared in manager.models()}
-    location = named.get(model, model)
+    named = {declared.spec.name for declared in manager.models()}
+    known = named | {declared.qualified_name for declared in manager.models()}
+    location = manager.get_model(model).spec.location if model in known else model
     path = Path(location).expanduser()
     if (path / "config.json").is_file():
         return path
-    if model in named and (path.is_absolute() or location.count("/") != 1):
+    if model in known and (path.is_absolute() or location.count("/") != 1):
         raise ModelError(f"model {model}: there is no config.json in {path}; reinstall the package "
                          "that declares it")
     if path.exists():
@@ -168,8 +169,7 @@ def load_model(path: Path, device: torch.device) -> VideoBertModel:
     try:
         settings = json.loads((path / "config.json").read_text())
         if settings.get("model_type") != VideoBertConfig.model_type:
-            raise ModelError(f"{path} is a {settings.get('model_type')} model, not VideoBERT; "
-                             "`vbkit pretrain --init-text` makes one from a BERT")
+            raise ModelError(f"{path} is a {settings.get('model_type')} model, not VideoBERT")
         config = VideoBertConfig.from_dict(settings)
         state: dict[str, Tensor] = load_file(path / "model.safetensors")
     except FileNotFoundError as error:

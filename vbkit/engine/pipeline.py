@@ -119,6 +119,7 @@ class Encoded:
         clip_times: (C, 2) float64, s.
         keyframes: (time in s, JPEG) pairs.
         failures: everything that went wrong so far.
+        complete: False where decoding was cut short, so that another try may give more.
     """
 
     request: Request
@@ -126,6 +127,7 @@ class Encoded:
     clip_times: np.ndarray
     keyframes: tuple[tuple[float, bytes], ...] = ()
     failures: tuple[Failure, ...] = ()
+    complete: bool = True
 
 
 class _Item:
@@ -141,7 +143,7 @@ class _Item:
         self.failures = list(request.prepared.failures)
         self.submitted = False
         self.ready = False
-        self.cacheable = False
+        self.complete = True
 
     def fail(self, stage: str, error: Exception) -> None:
         self.failures.append(Failure(self.request.prepared.source.video_id, stage,
@@ -375,12 +377,12 @@ class Pipeline:
                 done = batch.first + len(batch)
                 began = time.perf_counter()
             self.seconds["decode"] += time.perf_counter() - began
-            item.cacheable = True
             if video.damaged:
                 item.fail("decode", MediaError(
                     f"{video.job.path}: {video.damaged} frames cannot be decoded; the last good "
                     "frame before each was used instead"))
         except MediaError as error:
+            item.complete = False
             if item.info is None or done == 0:
                 item.fail("open" if item.info is None else "decode", error)
                 item.features, item.clip_times, item.missing = None, np.zeros((0, 2)), 0
@@ -429,7 +431,7 @@ class Pipeline:
 
     def _arrived(self, item: _Item) -> None:
         item.ready = True
-        if self.cache is None or not item.cacheable or item.features is None:
+        if self.cache is None or not item.complete or item.features is None:
             return
         assert item.info is not None
         pictures = b"".join(jpeg for _, jpeg in item.keyframes)
@@ -493,7 +495,7 @@ class Pipeline:
             questions=request.questions,
             keyframe_times=[moment for moment, _ in item.keyframes], error=error)
         encoded = Encoded(request, features, item.clip_times, tuple(item.keyframes),
-                          tuple(item.failures))
+                          tuple(item.failures), item.complete)
         item.features = None
         return encoded
 

@@ -28,7 +28,7 @@ from vbkit.errors import PluginError, SchemaError, VbkitError
 from vbkit.features import Features
 from vbkit.heads import Head, HeadContext
 from vbkit.options import options_json
-from vbkit.plugins import PluginManager
+from vbkit.plugins import PluginManager, strict
 from vbkit.runs import Failure, RunInfo, RunReport
 from vbkit.specs import TaskSpec, load_object
 from vbkit.store import ResultStore
@@ -320,7 +320,7 @@ class Runner:
             try:
                 made = task.predict(encoded.features)
             except Exception as error:
-                if os.environ.get("VBKIT_STRICT") == "1":
+                if strict():
                     raise
                 logger.debug("task %s on %s", task.spec.name, video_id, exc_info=True)
                 failures.append(Failure(video_id, "head", type(error).__name__,
@@ -340,12 +340,15 @@ class Runner:
             for schema in task.spec.tables:
                 tables[schema.name] = made[schema.name]
                 schemas[schema.name] = schema
-                metadata[schema.name] = (self._row_fingerprint(task, prepared), own)
+                key = self._row_fingerprint(task, prepared) if encoded.complete else ""
+                metadata[schema.name] = (key, own)
         failures += self._older_failures(video_id, todo, usable)
         status = "failed" if not usable else "partial" if failures else "ok"
         tables |= self._core_tables(encoded, failures, status)
         for name in ("segments", "clips", "errors", "videos"):  # videos last: it says "done"
-            core_fingerprint = self._core_fingerprint(prepared) if status != "failed" else ""
+            # What was cut short by a decoder that hung or crashed is tried again next time.
+            done = encoded.complete and status != "failed"
+            core_fingerprint = self._core_fingerprint(prepared) if done else ""
             schemas[name], metadata[name] = CORE_TABLES[name], (core_fingerprint, {})
         for failure in failures:
             self.failures.append(failure)
