@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import vbkit_mini
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, BertConfig, BertModel
 
+import vbkit_mini
 from vbkit.engine.bundle import Bundle, load_model
 from vbkit.errors import ModelError
 from vbkit.model import (

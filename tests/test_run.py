@@ -254,6 +254,23 @@ def test_features_are_the_same_alone_and_among_others(engine, tmp_path, sample) 
             assert float(difference.max() if difference.numel() else 0) < 1e-4, name
 
 
+def test_a_picture_has_the_features_of_a_video_that_stands_still(engine, tmp_path) -> None:
+    from PIL import Image
+
+    picture = Image.linear_gradient("L").resize((320, 224)).convert("RGB")
+    picture.save(tmp_path / "still.png")
+    still = next(iter(engine.encode([tmp_path / "still.png"], {"clip_features", "clip_times"})))
+    frames = np.array(picture.resize((320, 224)))[None, None].repeat(4, 1)
+    import torch
+
+    backbone = engine.bundle.backbone
+    with torch.inference_mode():
+        four = backbone(torch.from_numpy(frames)).half().float()
+    assert still.clip_times.tolist() == [[0.0, 0.0]]
+    cosine = torch.nn.functional.cosine_similarity(still.clip_features, four)
+    assert float(cosine) > 0.999
+
+
 def test_features_come_from_the_cache_unchanged(tmp_path, sample) -> None:
     first = vbkit.Engine(device="cpu", cache=tmp_path / "cache")
     needs = {"clip_features", "clip_hidden", "segment_embeddings", "clip_times"}

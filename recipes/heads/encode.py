@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import vbkit
 
@@ -62,22 +63,21 @@ class Encoder:
         Returns:
             features (C, Dv) float32 of all clips, and (C,) int64, which of `paths` each is of.
         """
-        return self._clips("clip_features", paths)
+        def compute(missing: list[str]) -> Iterable[np.ndarray]:
+            for features in self.engine.encode(missing, needs={"clip_features"}):
+                if features.error is not None:
+                    raise features.error
+                yield features.clip_features.cpu().numpy()
+
+        rows = self._cached("clip_features", [str(path) for path in paths], _file_key, compute)
+        index = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        return (np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)), index
 
     def clip_embeddings(self, paths: Sequence[Path | str]) -> tuple[np.ndarray, np.ndarray]:
         """`clip_embeddings` of videos and pictures: as `video_features`, but (C, D)."""
-        return self._clips("clip_embeddings", paths)
-
-    def _clips(self, output: str, paths: Sequence[Path | str]) -> tuple[np.ndarray, np.ndarray]:
-        def compute(missing: list[str]) -> Iterable[np.ndarray]:
-            for features in self.engine.encode(missing, needs={output}):
-                if features.error is not None:
-                    raise features.error
-                yield getattr(features, output).float().cpu().numpy()
-
-        rows = self._cached(output, [str(path) for path in paths], _file_key, compute)
-        index = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        return (np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)), index
+        features, index = self.video_features(paths)
+        placed = torch.from_numpy(features).to(self.engine.device)
+        return self.engine.encoder.embed_clips(placed).cpu().numpy(), index
 
     def _cached(
         self,

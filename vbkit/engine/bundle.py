@@ -105,7 +105,7 @@ class Bundle:
             tower = SentenceTransformer(source, device=str(self.device))
         except Exception as error:  # its loaders raise whatever they meet
             raise ModelError(f"{self.path}: cannot load text tower {source}: {error}") from error
-        width = tower.get_sentence_embedding_dimension()
+        width = tower.encode(["width"], show_progress_bar=False).shape[-1]
         if width != self.config.shared_size:
             raise ModelError(f"{self.path}: text tower {source} gives {width} dimensions, but the "
                              f"shared space has {self.config.shared_size}")

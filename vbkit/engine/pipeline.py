@@ -32,6 +32,7 @@ from vbkit.media.content import content_id
 from vbkit.media.decode import DecodedVideo, DecodeJob, DecodePool
 from vbkit.media.transcripts import detect_language, resolve_transcript
 from vbkit.media.types import FrameBatch, Transcript, VideoInfo
+from vbkit.model.backbones import ImageBackbone
 from vbkit.runs import Failure
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Pipeline", "Prepared", "Request", "transcript_hash"]
 
+_HELD = 16  # sources that may wait for a batch to fill
 _AHEAD = 3  # sources that are hashed, read for transcripts and given to the decoder ahead of time
 _FRAMES_SHORT_SIDE = 480
 TEXT_OUTPUTS = frozenset({"segments", "segment_times", "segment_embeddings", "encode_text"})
@@ -195,7 +197,8 @@ class Pipeline:
         self.reader = reader
         self.seconds: dict[str, float] = defaultdict(float)
         self.clips_encoded = 0
-        self._buffer: list[tuple[_Item, int, Tensor]] = []
+        # Clips that wait for a full batch, by their number of frames.
+        self._waiting: dict[int, list[tuple[_Item, int, Tensor]]] = defaultdict(list)
         self._pool: DecodePool | None = None
         self._prober: DecodePool | None = None
 
@@ -295,10 +298,12 @@ class Pipeline:
                 item = waiting.popleft()
                 started.append(item)
                 self._read(item)
+                if len(started) > _HELD:
+                    self._flush()
                 while started and started[0].ready:
                     yield self._finish(started.popleft())
         finally:
-            self._buffer.clear()
+            self._waiting.clear()
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
@@ -324,10 +329,12 @@ class Pipeline:
                                     plugin_openers=self.plugin_openers)
         source = item.request.prepared.source
         assert source.path is not None
-        backbone = self.bundle.backbone
+        backbone, still = self.bundle.backbone, source.kind == "image"
+        # Pooled over one frame or over four equal ones, a picture's features are the same.
+        frames = 1 if still and isinstance(backbone, ImageBackbone) else backbone.frames_per_clip
         self._pool.submit(DecodeJob(
-            source.video_id, source.path, "image" if source.kind == "image" else "video",
-            clip_s=self.bundle.config.clip_seconds, frames_per_clip=backbone.frames_per_clip,
+            source.video_id, source.path, "image" if still else "video",
+            clip_s=self.bundle.config.clip_seconds, frames_per_clip=frames,
             height=backbone.image_size, keyframes=self.keyframes, reader=self.reader))
         item.submitted = True
 
@@ -396,26 +403,29 @@ class Pipeline:
             self._arrived(item)
 
     def _add(self, item: _Item, clip: int, frames: Tensor) -> None:
-        self._buffer.append((item, clip, frames))
-        if len(self._buffer) >= self.batch_size:
-            self._flush()
+        rows = self._waiting[len(frames)]
+        rows.append((item, clip, frames))
+        if len(rows) >= self._batch_size(len(frames)):
+            self._run_backbone(self._waiting.pop(len(frames)))
 
-    @property
-    def batch_size(self) -> int:
-        """Clips in a backbone batch: about 32 pictures on a CPU, 512 on a GPU."""
-        pictures = 32 if self.bundle.device.type == "cpu" else 512
-        return max(1, pictures // self.bundle.backbone.frames_per_clip)
+    def _batch_size(self, frames: int) -> int:
+        """Clips of so many frames in a batch: about 32 pictures on a CPU, 512 on a GPU."""
+        return max(1, (32 if self.bundle.device.type == "cpu" else 512) // frames)
 
     def _flush(self) -> None:
-        """Run the backbone on what is in the buffer, padded to the full batch."""
-        if not self._buffer:
+        """Run the backbone on all that waits for a full batch."""
+        while self._waiting:
+            self._run_backbone(self._waiting.popitem()[1])
+
+    def _run_backbone(self, rows: list[tuple[_Item, int, Tensor]]) -> None:
+        """Features of some clips, in a batch that is padded to its full size."""
+        if not rows:
             return
         began = time.perf_counter()
-        rows, self._buffer = self._buffer, []
         frames = torch.stack([frames for _, _, frames in rows])
-        if len(rows) < self.batch_size:
-            padding = frames.new_zeros(self.batch_size - len(rows), *frames.shape[1:])
-            frames = torch.cat([frames, padding])
+        size = self._batch_size(frames.shape[1])
+        if len(rows) < size:
+            frames = torch.cat([frames, frames.new_zeros(size - len(rows), *frames.shape[1:])])
         with torch.inference_mode():
             out = self.bundle.backbone(frames.to(self.bundle.device)).half().cpu()
         for (item, clip, _), row in zip(rows, out, strict=False):
