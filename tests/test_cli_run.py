@@ -40,6 +40,8 @@ def test_four_tasks_write_what_a_stranger_would_believe(out) -> None:
     assert answers["question"].unique().tolist() == ["Who passes the waiting cars?"]
     best = answers.iloc[0]
     assert not best["no_answer"]
+    assert best["modality"] == "text"
+    assert "cyclists" in best["answer"]
     assert best["start_s"] < 11.6
     assert best["end_s"] > 8.4  # that is when the cyclists are seen and spoken of
     feelings = vbkit.load_table(out, "sentiment").sort_values("start_s")

@@ -77,6 +77,8 @@ MODERATION_VIDEOS = TableSchema(
         Column("category", "string", "", True, "category of the gravest row; NULL for allow"),
         Column("score", "float64", "0..1", True,
                "its score; for allow the greatest score of any category"),
+        Column("nearest_category", "string", "", True,
+               "category with the greatest score, flagged or not"),
         Column("n_flagged", "int64", doc="rows of `moderation`"),
         Column("note", "string", "", True, "what was not judged, and why"),
     ),

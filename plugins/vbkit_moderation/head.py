@@ -64,14 +64,14 @@ class ModerationHead(Head):
         """Tables `moderation` and `moderation_videos` of one video."""
         rows: list[dict[str, Any]] = []
         notes: list[str] = []
-        best: list[float] = []
+        best: list[tuple[float, str]] = []
         if len(features.clip_times):
             scores = self.visual_scores(features.clip_features)
             for name, values in scores.items():
                 rule = self.policy.rule(name, "visual")
                 if rule is None:
                     continue
-                best.append(float(values.max()))
+                best.append((float(values.max()), name))
                 rows += clip_spans(name, values, features.clip_times, rule, self.options.gap_s)
         if len(features.segments):
             if features.language is not None and features.language not in LANGUAGES:
@@ -86,7 +86,7 @@ class ModerationHead(Head):
                     if rule is None or not said.any():
                         continue
                     values = np.where(said, values, np.nan)
-                    best.append(float(np.nanmax(values)))
+                    best.append((float(np.nanmax(values)), name))
                     rows += segment_spans(
                         name, values, features.segment_times, features.segments, rule,
                         self.options.gap_s, self.options.evidence_chars,
@@ -172,16 +172,17 @@ def shipped_rules(settings: Mapping[str, Any]) -> dict[str, Rule]:
 
 
 def _verdict(
-    rows: list[dict[str, Any]], best: list[float], notes: list[str]
+    rows: list[dict[str, Any]], best: list[tuple[float, str]], notes: list[str]
 ) -> dict[str, Any]:
     worst = gravest(rows)
     if worst is not None:
         decision, name, score = worst["decision"], worst["category"], worst["score"]
     elif best:
-        decision, name, score = "allow", None, max(best)
+        decision, name, score = "allow", None, max(best)[0]
     else:
         decision, name, score = None, None, None
         if not notes:
             notes = ["nothing to judge: neither picture nor text"]
-    return {"decision": decision, "category": name, "score": score, "n_flagged": len(rows),
+    return {"decision": decision, "category": name, "score": score,
+            "nearest_category": max(best)[1] if best else None, "n_flagged": len(rows),
             "note": "; ".join(notes) or None}

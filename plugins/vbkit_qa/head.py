@@ -24,7 +24,14 @@ from vbkit_qa.reader import (
     spans_of,
 )
 from vbkit_qa.text import content_words, lexical_features, segment_features, words
-from vbkit_qa.visual import find_moments, prompt_of, standardise, time_phrase, visual_evidence
+from vbkit_qa.visual import (
+    find_moments,
+    names_somebody,
+    prompt_of,
+    standardise,
+    time_phrase,
+    visual_evidence,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +99,9 @@ class QaHead(Head):
         sure: dict[str, float] = dict.fromkeys(asked, 0.0)
         for part in (self._read, self._look):
             for question, (rows, chance) in part(asked, features).items():
+                if found[question] and names_somebody(question) and (
+                        sure[question] >= self.options.answerable):
+                    _rank_below(rows, found[question])
                 found[question] += rows
                 sure[question] = max(sure[question], chance)
         out: list[dict[str, Any]] = []
@@ -192,6 +202,13 @@ class QaHead(Head):
                 })
             out[question] = rows, max((row["score"] for row in rows), default=0.0)
         return out
+
+
+def _rank_below(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Lower scores where need be: a moment shows somebody, but words say who it is."""
+    limit = 0.99 * max(row["score"] for row in others)
+    for row in rows:
+        row["score"] = min(row["score"], limit)
 
 
 def _time(value: Any) -> float | None:

@@ -58,6 +58,11 @@ def prompt_of(question: str) -> str | None:
     return re.sub(r"^the\s+", "a ", text) or None
 
 
+def names_somebody(question: str) -> bool:
+    """Whether the answer is a who, which a transcript that has it says better than a picture."""
+    return re.match(r"\W*who(?:se|m|'s)?\b", question.lower()) is not None
+
+
 @dataclass(frozen=True)
 class Moment:
     """A run of clips: first and last index, the best clip of it, and its evidence."""

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Pipeline", "Prepared", "Request", "transcript_hash"]
 
-_HELD = 16  # sources that may wait for a batch to fill
 _AHEAD = 3  # sources that are hashed, read for transcripts and given to the decoder ahead of time
 _FRAMES_SHORT_SIDE = 480
 TEXT_OUTPUTS = frozenset({"segments", "segment_times", "segment_embeddings", "encode_text"})
@@ -298,7 +297,7 @@ class Pipeline:
                 item = waiting.popleft()
                 started.append(item)
                 self._read(item)
-                if len(started) > _HELD:
+                if len(started) > 2 * self._batch_size(1):
                     self._flush()
                 while started and started[0].ready:
                     yield self._finish(started.popleft())
