@@ -4,6 +4,7 @@
     windows   how long inputs are cut for the joint encoder
     encoder   clip features and segments into `Features` outputs
     cache     encoder outputs on disk
+    lanes     the backbone on several batches at once
     pipeline  decode, backbone and encoder over many sources at once
     run       task heads over `Features`, and their tables into the results folder
     engine    `Engine`, the face of all this

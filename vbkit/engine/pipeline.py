@@ -25,6 +25,7 @@ from torch import Tensor
 from vbkit.engine.bundle import Bundle
 from vbkit.engine.cache import FeatureCache
 from vbkit.engine.encoder import JOINT_OUTPUTS, Encoder
+from vbkit.engine.lanes import BackboneLanes
 from vbkit.errors import MediaError, StoreError, VbkitError
 from vbkit.features import Features
 from vbkit.media.audio import audio_duration
@@ -198,6 +199,8 @@ class Pipeline:
         self.clips_encoded = 0
         # Clips that wait for a full batch, by their number of frames.
         self._waiting: dict[int, list[tuple[_Item, int, Tensor]]] = defaultdict(list)
+        self._running: deque[tuple[list[tuple[_Item, int]], Future[Tensor]]] = deque()
+        self._lanes: BackboneLanes | None = None
         self._pool: DecodePool | None = None
         self._prober: DecodePool | None = None
 
@@ -303,6 +306,10 @@ class Pipeline:
                     yield self._finish(started.popleft())
         finally:
             self._waiting.clear()
+            self._running.clear()
+            if self._lanes is not None:
+                self._lanes.close()
+                self._lanes = None
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
@@ -367,16 +374,17 @@ class Pipeline:
 
     def _decode(self, item: _Item, video: DecodedVideo) -> None:
         backbone = self.bundle.backbone
+        done = 0
+        item.keyframes = video.keyframes  # filled while the clips are consumed
         try:
             began = time.perf_counter()
             item.info = video.open()
             item.clip_times = np.array(video.clip_times)
-            item.missing = len(item.clip_times)
-            item.features = torch.zeros(item.missing, backbone.dim, dtype=torch.float16)
-            done = 0
+            item.missing = len(item.clip_times) + 1  # one for the end of decoding
+            item.features = torch.zeros(len(item.clip_times), backbone.dim, dtype=torch.float16)
             for batch in video.clips():
                 self.seconds["decode"] += time.perf_counter() - began
-                pictures = torch.from_numpy(np.array(batch.frames))
+                pictures = torch.from_numpy(batch.frames)
                 frames = backbone.square(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
                 for offset in range(len(batch)):
                     self._add(item, batch.first + offset, frames[offset])
@@ -387,19 +395,18 @@ class Pipeline:
                 item.fail("decode", MediaError(
                     f"{video.job.path}: {video.damaged} frames cannot be decoded; the last good "
                     "frame before each was used instead"))
+            self._settle(item, 1)
         except MediaError as error:
             item.complete = False
             if item.info is None or done == 0:
                 item.fail("open" if item.info is None else "decode", error)
-                item.features, item.clip_times, item.missing = None, np.zeros((0, 2)), 0
+                item.features, item.clip_times, item.ready = None, np.zeros((0, 2)), True
             else:  # keep what was read before
                 item.fail("decode", error)
-                item.missing -= len(item.clip_times) - done
+                lost = len(item.clip_times) - done
                 item.features = item.features[:done] if item.features is not None else None
                 item.clip_times = item.clip_times[:done]
-        item.keyframes = video.keyframes
-        if item.missing == 0:
-            self._arrived(item)
+                self._settle(item, lost + 1)
 
     def _add(self, item: _Item, clip: int, frames: Tensor) -> None:
         rows = self._waiting[len(frames)]
@@ -412,29 +419,43 @@ class Pipeline:
         return max(1, (32 if self.bundle.device.type == "cpu" else 512) // frames)
 
     def _flush(self) -> None:
-        """Run the backbone on all that waits for a full batch."""
+        """Run the backbone on all that waits for a full batch, and wait for all batches."""
         while self._waiting:
             self._run_backbone(self._waiting.popitem()[1])
+        self._collect(0)
 
     def _run_backbone(self, rows: list[tuple[_Item, int, Tensor]]) -> None:
-        """Features of some clips, in a batch that is padded to its full size."""
+        """Start on some clips, in a batch that is padded to its full size."""
         if not rows:
             return
-        began = time.perf_counter()
+        if self._lanes is None:
+            self._lanes = BackboneLanes(self.bundle.backbone, self.bundle.device)
         frames = torch.stack([frames for _, _, frames in rows])
         size = self._batch_size(frames.shape[1])
         if len(rows) < size:
             frames = torch.cat([frames, frames.new_zeros(size - len(rows), *frames.shape[1:])])
-        with torch.inference_mode():
-            out = self.bundle.backbone(frames.to(self.bundle.device)).half().cpu()
-        for (item, clip, _), row in zip(rows, out, strict=False):
-            if item.features is not None and clip < len(item.features):
-                item.features[clip] = row
-            item.missing -= 1
-            if item.missing == 0:
-                self._arrived(item)
-        self.clips_encoded += len(rows)
+        places = [(item, clip) for item, clip, _ in rows]
+        self._running.append((places, self._lanes.submit(frames)))
+        self._collect(2 * self._lanes.count)
+
+    def _collect(self, most: int) -> None:
+        """Take over features that are ready, and wait until at most `most` batches are running."""
+        if not self._running:
+            return
+        began = time.perf_counter()
+        while self._running and (len(self._running) > most or self._running[0][1].done()):
+            places, future = self._running.popleft()
+            for (item, clip), row in zip(places, future.result(), strict=False):
+                if item.features is not None and clip < len(item.features):
+                    item.features[clip] = row
+                self._settle(item, 1)
+            self.clips_encoded += len(places)
         self.seconds["backbone"] += time.perf_counter() - began
+
+    def _settle(self, item: _Item, count: int) -> None:
+        item.missing -= count
+        if item.missing == 0:
+            self._arrived(item)
 
     # --- cache --------------------------------------------------------------------------------
 
