@@ -280,7 +280,7 @@ def write(results: dict[str, Any]) -> None:
             wanted = "" if row["limit"] is None else (
                 f"{'≥' if row['at_least'] else '≤'} {row['limit']:g} {row['unit']}")
             kept = {True: "yes", False: "**no**", None: ""}[row["kept"]]
-            lines.append(f"| {row['what']} | {row['value']:.3g} {row['unit']} | {wanted} | {kept} "
+            lines.append(f"| {row['what']} | {_number(row['value'])} {row['unit']} | {wanted} | {kept} "
                          f"| `python -m benchmarks {name}` |")
     marker = "<!-- benchmarks -->"
     text = PAGE.read_text() if PAGE.exists() else f"# Benchmarks\n\n{marker}\n"
@@ -288,6 +288,10 @@ def write(results: dict[str, Any]) -> None:
     _, _, tail = rest.partition("<!-- end -->")
     body = "\n".join(lines)
     PAGE.write_text(f"{head}{marker}\n\n{body}\n\n<!-- end -->{tail or chr(10)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def machine() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,6 @@ def _timm_create(name: str, pretrained: bool) -> Any:
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
-        from vbkit.options import close_matches
-
-        hint = close_matches(name, timm.list_models())
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
         raise ModelError(f"timm {timm.__version__} has no network {name!r}{hint}") from error

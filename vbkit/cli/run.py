@@ -279,6 +279,13 @@ def _headlines(result: RunResult, videos: set[str]) -> dict[str, dict[str, str]]
             first = group.iloc[0].dropna()
             said = [str(first[name]) for name in words if name in first]
             text = ", ".join(said) if words else f"{len(group)} rows"
+            if "no_answer" in group.columns:
+                best = group[group["rank"] == 1]
+                answered = best[~best["no_answer"].astype(bool)]
+                if len(best) > 1:
+                    text = f"{len(answered)} of {len(best)} questions answered"
+                elif not len(answered):
+                    text = "no answer"
             out[task][str(video_id)] = text if len(text) <= 60 else text[:59] + "…"
     return out
 
