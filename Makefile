@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OUT ?= demo
+DEMO_OUT := demo
 QUESTION ?= Who passes the waiting cars?
 
 .PHONY: help demo install test lint tests docs benchmarks clean
@@ -15,10 +15,10 @@ help:
 	@echo "make benchmarks  measure speed and memory (several minutes)"
 
 demo: $(VENV)/.installed
-	$(BIN)/vbkit run tests/data/sample.mp4 --out $(OUT) \
+	$(BIN)/vbkit run tests/data/sample.mp4 --out $(DEMO_OUT) \
 	  --task summarisation --task qa --task sentiment --task moderation --question "$(QUESTION)"
 	@for table in summarisation summarisation_segments qa sentiment sentiment_videos moderation_videos; do \
-	  echo; echo "== $$table"; $(BIN)/vbkit show $(OUT) $$table || exit 1; done
+	  echo; echo "== $$table"; $(BIN)/vbkit show $(DEMO_OUT) $$table || exit 1; done
 
 test: lint tests
 
@@ -52,4 +52,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) docs/_build
+	rm -rf $(VENV) $(DEMO_OUT) docs/_build

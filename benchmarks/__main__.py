@@ -191,7 +191,8 @@ def memory(folder: Path) -> Iterator[Measurement]:
         video = looped(upscaled(folder), folder / f"{minutes}min.mp4", minutes * 60)
         with tempfile.TemporaryDirectory() as out:
             peaks[name] = _peak_memory(["run", str(video), "--out", out, "--device", "cpu",
-                                        *(x for task in TASKS for x in ("--task", task))])
+                                        *(x for task in TASKS for x in ("--task", task)),
+                                        "--question", QUESTION])
         yield Measurement(f"peak memory, {name} of 480p", peaks[name] / 2**20, "MiB")
     yield Measurement("peak memory, 2 hours over 5 minutes", peaks["2 hours"] / peaks["5 minutes"],
                       "×", 1.25)
@@ -280,7 +281,8 @@ def write(results: dict[str, Any]) -> None:
             wanted = "" if row["limit"] is None else (
                 f"{'≥' if row['at_least'] else '≤'} {row['limit']:g} {row['unit']}")
             kept = {True: "yes", False: "**no**", None: ""}[row["kept"]]
-            lines.append(f"| {row['what']} | {_number(row['value'])} {row['unit']} | {wanted} | {kept} "
+            value = f"{_number(row['value'])} {row['unit']}"
+            lines.append(f"| {row['what']} | {value} | {wanted} | {kept} "
                          f"| `python -m benchmarks {name}` |")
     marker = "<!-- benchmarks -->"
     text = PAGE.read_text() if PAGE.exists() else f"# Benchmarks\n\n{marker}\n"

@@ -49,6 +49,15 @@ class Echo(Head):
         return {"echo": pd.DataFrame(rows, columns=["question", "score"])}
 
 
+class Picky(Head):
+    """Answers like `Echo`, but not every question."""
+
+    def predict(self, features):
+        if "Fail?" in features.questions:
+            raise ValueError("no answer to this")
+        return {"picky": pd.DataFrame([{"question": q} for q in features.questions])}
+
+
 class Broken(Head):
     def predict(self, features):
         if features.video_id.startswith("bad"):
@@ -76,6 +85,7 @@ class Plugin:
                    {"clip_times", "segments"}, CountOptions)
         yield spec("echo", Echo, (Column("question", "string"), Column("score", "float64")),
                    {"clip_embeddings"})
+        yield spec("picky", Picky, (Column("question", "string"),), set())
         yield spec("broken", Broken, (Column("n", "int64"),), set())
         yield spec("greedy", Greedy, (Column("n", "int64"),), {"clip_times"})
 
@@ -168,6 +178,44 @@ def test_each_question_counts_by_itself(own, folder, tmp_path) -> None:
     both = ask("Who?", "Where?")
     assert sorted(both.tables["echo"]["question"]) == ["Where?", "Who?"]
     assert ask("Where?").report.n_skipped == 1
+
+
+def test_questions_of_two_tasks_do_not_mix(own, folder, tmp_path) -> None:
+    def ask(tasks, *questions):
+        return own.run([folder / "a.mp4"], tasks, out=tmp_path / "out", questions=questions).tables
+
+    ask(["picky"], "One?")
+    tables = ask(["echo", "picky"], "One?", "Two?")
+    assert sorted(tables["echo"]["question"]) == ["One?", "Two?"]
+    assert sorted(tables["picky"]["question"]) == ["One?", "Two?"]
+
+
+def test_a_question_that_fails_costs_no_older_answer(own, folder, tmp_path) -> None:
+    def ask(*questions):
+        return own.run([folder / "a.mp4"], ["picky"], out=tmp_path / "out", questions=questions)
+
+    ask("One?")
+    failed = ask("Fail?")
+    assert failed.report.n_partial == 1
+    assert failed.tables["picky"]["question"].tolist() == ["One?"]
+    assert sorted(ask("Two?").tables["picky"]["question"]) == ["One?", "Two?"]
+
+
+def test_rows_of_another_transcript_do_not_stay(own, folder, tmp_path) -> None:
+    own.run([folder / "a.mp4"], ["count", "echo"], out=tmp_path / "out", questions=["Who?"])
+    (folder / "a.srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nOther words.\n")
+    tables = own.run([folder / "a.mp4"], ["count"], out=tmp_path / "out").tables
+    assert len(tables["count"]) == 1
+    assert "echo" not in tables or len(tables["echo"]) == 0
+
+
+def test_features_can_be_trained_on(engine, sample) -> None:
+    import torch
+
+    features = next(iter(engine.encode([sample], {"clip_embeddings", "clip_hidden",
+                                                  "segment_embeddings"})))
+    for vectors in (features.clip_embeddings, features.clip_hidden, features.segment_embeddings):
+        torch.nn.Linear(384, 1)(vectors).sum().backward()
 
 
 def test_a_head_that_raises_costs_its_rows_only(own, folder, tmp_path, monkeypatch) -> None:

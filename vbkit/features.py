@@ -112,14 +112,20 @@ class Features:
         """Names of the outputs that are there."""
         return frozenset(self._outputs)
 
-    def restrict(self, needs: Iterable[str]) -> Features:
-        """The same features with no other outputs than `needs`; `frames` start anew."""
+    def restrict(self, needs: Iterable[str], questions: Sequence[str] | None = None) -> Features:
+        """The same features with no other outputs than `needs`; `frames` start anew.
+
+        Args:
+            needs: names of outputs.
+            questions: other questions than these features have; None for the same.
+        """
         wanted = set(needs)
         return Features(
             self.video_id,
             {name: iter(value) if name == "frames" else value
              for name, value in self._outputs.items() if name in wanted},
-            info=self.info, language=self.language, questions=self.questions,
+            info=self.info, language=self.language,
+            questions=self.questions if questions is None else questions,
             keyframe_times=self.keyframe_times, error=self.error,
         )
 

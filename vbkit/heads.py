@@ -128,12 +128,13 @@ def load_head(
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / HEAD_SETTINGS} must hold a JSON object")
     trained_on = settings.get("model")
-    if model_name is not None and trained_on not in (None, model_name):
+    fingerprint = settings.get("model_fingerprint")
+    same = bool(fingerprint) and fingerprint == model_fingerprint  # whatever it is called
+    if not same and model_name is not None and trained_on not in (None, model_name):
         raise ModelError(
             f"the head in {folder} was trained on model {trained_on!r}, not on {model_name!r}; "
             f"use --model {trained_on}, or --head TASK=PATH with a head trained on {model_name!r}"
         )
-    fingerprint = settings.get("model_fingerprint")
     if model_fingerprint and fingerprint and fingerprint != model_fingerprint:
         raise ModelError(
             f"the head in {folder} was trained on other weights of model {trained_on!r} "

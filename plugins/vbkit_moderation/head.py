@@ -124,7 +124,7 @@ class ModerationHead(Head):
         for index, name in enumerate(names):
             slope, offset = self.settings["categories"][name]["calibration"]
             scores[name] = (
-                torch.sigmoid(slope * logits[:, index].double() + offset).cpu().numpy()
+                torch.sigmoid(slope * logits[:, index].cpu().double() + offset).numpy()
             )
         return scores
 

@@ -1,6 +1,6 @@
 """Train the moderation head that `vbkit_moderation` ships, and measure it.
 
-    python recipes/heads/train_moderation.py --data ../shared/data \
+    python recipes/heads/train_moderation.py --data DATA \
         --out plugins/vbkit_moderation/weights --cache .cache/heads
 
 Pictures and clips: guns and fire against ordinary pictures (Flickr8k, ImageNet, the normal
@@ -641,7 +641,7 @@ def report(settings: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("plugins/vbkit_moderation/weights"))
     parser.add_argument("--cache", type=Path, default=Path(".cache/heads"))
     parser.add_argument("--model", default="mini")

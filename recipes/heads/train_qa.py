@@ -1,6 +1,6 @@
 """Trains the head of `vbkit_qa`: a reader of transcripts, and the calibration of its scores.
 
-    python recipes/heads/train_qa.py --data ../shared/data --out plugins/vbkit_qa/weights
+    python recipes/heads/train_qa.py --data DATA --out plugins/vbkit_qa/weights
 
 Data: TutorialVQA (Colas et al., LREC 2020), questions whose answer is a span of transcript
 sentences. Readers start from an epoch on YouCook2 (Zhou et al., AAAI 2018), whose step sentences

@@ -1,6 +1,6 @@
 """Train the sentiment head that `vbkit_sentiment` ships, and measure it.
 
-    python recipes/heads/train_sentiment.py --data ../shared/data \
+    python recipes/heads/train_sentiment.py --data DATA \
         --out plugins/vbkit_sentiment/weights --cache .cache/heads
 
 Text: MELD's training dialogues (three classes, read in dialogue) and MOSI (positive or negative
@@ -359,7 +359,7 @@ def report(settings: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("plugins/vbkit_sentiment/weights"))
     parser.add_argument("--cache", type=Path, default=Path(".cache/heads"))
     parser.add_argument("--model", default="mini")

@@ -1,6 +1,6 @@
 """Trains the head of `vbkit_summarisation`: the selector, and the names of what is shown.
 
-    python recipes/heads/train_summarisation.py --data ../shared/data \
+    python recipes/heads/train_summarisation.py --data DATA \
         --out plugins/vbkit_summarisation/weights
 
 Data: VT-SSum (Lv et al., 2021), lecture passages whose summary sentences are those that the slides

@@ -457,12 +457,14 @@ def evaluate(data: Path, work: Path) -> dict[str, float]:
     with torch.inference_mode():
         for start in range(0, len(val), 100):
             images = val[start:start + 100]
-            rows = [[101, *ids[of_image[image][0]], processor.video_token_id] for image in images]
+            rows = [[model.config.cls_token_id, *ids[of_image[image][0]], processor.video_token_id]
+                    for image in images]
             input_ids, mask = processor.pad(rows)
             masked, labels = mask_words(input_ids, mask, model.config, generator)
             pictures = features["flickr_squash"][images].float()[:, None]
             both = model(masked, mask, pictures)
-            closed = masked.masked_fill(masked == processor.video_token_id, 102)
+            closed = masked.masked_fill(masked == processor.video_token_id,
+                                        model.config.sep_token_id)
             alone = model(closed, mask)
             where = labels != -100
             count += int(where.sum())

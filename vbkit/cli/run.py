@@ -345,8 +345,9 @@ def _library(out: Path, options: dict[str, Any]) -> Any:
     from vbkit.engine import Engine
     from vbkit.engine.library import Library, last_run
 
-    model = options["model"] or last_run(out).model
-    engine = Engine(model, options["device"], precision=options["precision"],
+    last = last_run(out)
+    precision = options["precision"] if options["precision"] != "auto" else last.precision
+    engine = Engine(options["model"] or last.model, options["device"], precision=precision,
                     cache=options["cache"])
     return Library(engine, out)
 

@@ -30,6 +30,9 @@ __all__ = ["Bundle", "Precision", "choose_device", "choose_precision"]
 
 Precision = Literal["float32", "bfloat16"]
 
+FEATURES_VERSION = 1
+"""To be raised when the same file would give other clip features, or they are stored otherwise."""
+
 
 class Bundle:
     """A loaded model. The backbone and a text tower are loaded when first used.
@@ -114,11 +117,14 @@ class Bundle:
     @cached_property
     def visual_key(self) -> str:
         """Names what decides a clip's features: backbone, its weights, and the clip grid."""
-        settings = json.dumps([self.config.backbone, self.config.clip_seconds, self.precision],
-                              sort_keys=True)
+        settings = json.dumps([FEATURES_VERSION, self.config.backbone, self.config.clip_seconds,
+                               self.precision], sort_keys=True)
         weights = (self.config.backbone or {}).get("weights")
         path = self.path / weights if weights else None
-        digest = _digest([path]) if path is not None and path.exists() else ""
+        digest = ""
+        if path is not None and path.exists():
+            inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            digest = _digest(inside)
         return hashlib.sha256((settings + digest).encode()).hexdigest()[:16]
 
 

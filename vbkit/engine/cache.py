@@ -48,7 +48,7 @@ class FeatureCache:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get("vbkit", "{}"))
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
+        except (OSError, SafetensorError, json.JSONDecodeError):
             return None
 
     def save(self, content_id: str, kind: str, key: str, tensors: Mapping[str, Tensor],

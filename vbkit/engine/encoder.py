@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Encoder:
             if name == "generate":
                 raise ModelError(f"model {self.bundle.name} has no decoder that could write text")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Texts into the shared space: (N, D) float32 unit vectors on the engine's device."""
         if isinstance(texts, str):
@@ -83,12 +83,12 @@ class Encoder:
             out[chunk] = self.model.embed_text(*(x.to(self.device) for x in processor.pad(rows)))
         return out
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_clips(self, clip_features: Tensor) -> Tensor:
         """(C, Dv) clip features into the shared space: (C, D) unit vectors."""
         return self.model.embed_clips(clip_features)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def joint_outputs(
         self,
         clip_times: np.ndarray,
@@ -166,7 +166,7 @@ class Encoder:
         return text_out, [row[: len(clip)] for row, clip in zip(out.visual_hidden, clips,
                                                                 strict=True)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def joint(
         self,
         clip_features: Tensor,
@@ -211,8 +211,9 @@ class Encoder:
             pooled.append(torch.cat([hidden, clip_out[0]]).mean(0))
             text_hidden.append(hidden[: len(text)])
             parts = hidden[len(text) + 1 :].split([len(ids[i]) for i in wanted])
-            segment_hidden.append(torch.stack([part.mean(0) for part in parts]) if parts
-                                  else hidden[:0])
+            segment_hidden.append(torch.stack([
+                part.mean(0) if len(part) else torch.zeros_like(hidden[0]) for part in parts
+            ]) if parts else hidden[:0])
             clip_hidden.append(clip_out[0])
         width = self.config.hidden_size
         return JointOutput(
@@ -245,12 +246,4 @@ def _weighted(rows: Tensor, weight: np.ndarray) -> Tensor:
         return rows.mean(0)
     scale = torch.from_numpy(weight / weight.sum()).to(rows.device, rows.dtype)
     return (rows * scale[:, None]).sum(0)
-
-
-def as_float32(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Floating tensors as float32 on `device`; times and integers stay as they are."""
-    return {name: tensor.to(device, torch.float32)
-            if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
-            for name, tensor in tensors.items()}
-
 

@@ -22,7 +22,7 @@ from vbkit.heads import HeadContext
 from vbkit.media.open import READERS
 from vbkit.media.types import Transcript
 from vbkit.options import parse_options
-from vbkit.plugins import Declared, PluginManager, check_tables, default_manager
+from vbkit.plugins import Declared, PluginManager, check_tables, default_manager, strict
 from vbkit.sources import expand_inputs
 from vbkit.specs import TaskSpec, load_object
 from vbkit.store import ResultStore
@@ -117,7 +117,8 @@ class Engine:
         wanted = frozenset(needs)
         self.encoder.check_needs(wanted)
         sources = expand_inputs(_listed(inputs)).sources
-        pipeline = self.pipeline(self._cache(None), transcript, fresh, keyframes=False)
+        cache = self._cache(None)
+        pipeline = self.pipeline(cache, transcript, fresh, keyframes=cache is not None)
         requests = (
             Request(prepared, wanted,
                     tuple(dict.fromkeys((*questions, *prepared.source.questions))),
@@ -250,16 +251,21 @@ class Engine:
         return Pipeline(
             self.bundle, self.encoder, cache=cache, transcript=transcript, fresh=fresh,
             keyframes=keyframes, workers=self.decode_workers, timeout_s=self.decode_timeout_s,
-            transcribe=self._transcriber(), plugin_openers=self.manager.implements(
-                "vbkit_open_video"), reader=self.reader)
+            transcribe=self._transcriber() if transcript == "auto" else None,
+            plugin_openers=self.manager.implements("vbkit_open_video"), reader=self.reader)
 
     def _transcriber(self) -> Callable[[Path], Transcript | None] | None:
         """The first declared speech-to-text that can work without a download, if any."""
         for declared in sorted(self.manager.transcribers(), key=lambda d: d.spec.name):
-            transcriber = load_object(declared.spec.factory)(declared.spec.options(),
-                                                             str(self.device))
-            if transcriber.available():
-                return transcriber.transcribe
+            try:
+                transcriber = load_object(declared.spec.factory)(declared.spec.options(),
+                                                                 str(self.device))
+                if transcriber.available():
+                    return transcriber.transcribe
+            except Exception as error:
+                if strict():
+                    raise
+                logger.warning("speech to text %s cannot be used: %s", declared.name, error)
         return None
 
 

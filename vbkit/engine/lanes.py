@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["BackboneLanes"]
 
 _LONGEST_START_S = 30.0
+_MOST_LANES = 8  # one decoder feeds no more, and each holds a batch
 
 
 class BackboneLanes:
@@ -33,7 +34,7 @@ class BackboneLanes:
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
         self.backbone = backbone
         self.device = device
-        self.count = torch.get_num_threads() if device.type == "cpu" else 1
+        self.count = min(torch.get_num_threads(), _MOST_LANES) if device.type == "cpu" else 1
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="vbkit-backbone")
         if device.type == "cpu":
             self._use_one_core_each()
@@ -56,7 +57,7 @@ class BackboneLanes:
         return self._threads.submit(self._run, frames)
 
     def _run(self, frames: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return self.backbone(frames.to(self.device)).half().cpu()
 
     def close(self) -> None:

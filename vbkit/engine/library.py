@@ -34,6 +34,7 @@ class LastRun:
 
     model: str
     fingerprint: str
+    precision: str
     cache: Path | None
 
 
@@ -43,7 +44,7 @@ def last_run(out: str | Path) -> LastRun:
     Raises:
         StoreError: the folder holds no run.
     """
-    runs = load_table(out, "runs", columns=["started", "model", "cache"])
+    runs = load_table(out, "runs", columns=["started", "model", "device", "cache"])
     if not len(runs):
         raise StoreError(f"{out} holds no finished run; `vbkit run … --out {out}` makes one")
     row = runs.sort_values("started").iloc[-1]
@@ -51,7 +52,7 @@ def last_run(out: str | Path) -> LastRun:
     cache = None if pd.isna(row["cache"]) else Path(str(row["cache"]))
     if cache is None or not cache.is_dir():
         cache = Path(out) / "cache"  # the folder may have been moved, with its cache inside
-    return LastRun(model, fingerprint, cache)
+    return LastRun(model, fingerprint, str(row["device"]).rpartition(" ")[2], cache)
 
 
 class Library:

@@ -34,6 +34,7 @@ from vbkit.media.decode import DecodedVideo, DecodeJob, DecodePool
 from vbkit.media.transcripts import detect_language, resolve_transcript
 from vbkit.media.types import FrameBatch, Transcript, VideoInfo
 from vbkit.model.backbones import ImageBackbone
+from vbkit.plugins import strict
 from vbkit.runs import Failure
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Pipeline", "Prepared", "Request", "transcript_hash"]
 
-_AHEAD = 3  # sources that are hashed, read for transcripts and given to the decoder ahead of time
 _FRAMES_SHORT_SIDE = 480
 TEXT_OUTPUTS = frozenset({"segments", "segment_times", "segment_embeddings", "encode_text"})
 """Outputs that need no picture."""
@@ -195,8 +195,9 @@ class Pipeline:
         self.transcribe = transcribe
         self.plugin_openers = plugin_openers
         self.reader = reader
+        # Sources that are hashed, read for transcripts and given to the decoder ahead of time.
+        self._ahead = max(3, workers + 2)
         self.seconds: dict[str, float] = defaultdict(float)
-        self.clips_encoded = 0
         # Clips that wait for a full batch, by their number of frames.
         self._waiting: dict[int, list[tuple[_Item, int, Tensor]]] = defaultdict(list)
         self._running: deque[tuple[list[tuple[_Item, int]], Future[Tensor]]] = deque()
@@ -213,7 +214,7 @@ class Pipeline:
                 waiting: deque[Future[Prepared]] = deque()
                 for source in sources:
                     waiting.append(thread.submit(self._prepare, source))
-                    if len(waiting) > _AHEAD:
+                    if len(waiting) > self._ahead:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -262,7 +263,7 @@ class Pipeline:
             try:
                 memo = self.cache.folder if self.cache is not None else None
                 identity = content_id(source.path, memo)
-            except (OSError, VbkitError) as error:
+            except Exception as error:
                 fail("open", error)
         elif not transcript.segments and not failures:
             fail("open", "there is neither a video nor a transcript", "MediaError")
@@ -270,9 +271,14 @@ class Pipeline:
         if source.kind == "audio" and source.path is not None:
             try:
                 sound_s = audio_duration(source.path)
-            except VbkitError as error:
+            except Exception as error:
                 fail("open", error)
-        language = transcript.language or (detect_language(texts) if texts else None)
+        language = transcript.language
+        if language is None and texts:
+            try:
+                language = detect_language(texts)
+            except Exception as error:
+                fail("transcript", error)
         return Prepared(source, identity, transcript, transcript_id, language, tuple(failures),
                         transcript.notes, sound_s)
 
@@ -286,7 +292,7 @@ class Pipeline:
         exhausted = False
         try:
             while True:
-                while not exhausted and len(waiting) < _AHEAD:
+                while not exhausted and len(waiting) < self._ahead:
                     request = next(stream, None)
                     if request is None:
                         exhausted = True
@@ -449,7 +455,6 @@ class Pipeline:
                 if item.features is not None and clip < len(item.features):
                     item.features[clip] = row
                 self._settle(item, 1)
-            self.clips_encoded += len(places)
         self.seconds["backbone"] += time.perf_counter() - began
 
     def _settle(self, item: _Item, count: int) -> None:
@@ -483,7 +488,10 @@ class Pipeline:
         if found is None:
             return False
         tensors, metadata = found
-        item.info = VideoInfo(**metadata["info"])
+        try:
+            item.info = VideoInfo(**metadata["info"])
+        except (KeyError, TypeError, ValueError):
+            return False  # written by another version
         item.clip_times = tensors["clip_times"].numpy()
         item.features = tensors["clip_features"]
         data, start = tensors["keyframes"].numpy().tobytes(), 0
@@ -517,7 +525,10 @@ class Pipeline:
         elif request.wanted:
             try:
                 outputs = self._outputs(item)
-            except (VbkitError, RuntimeError, ValueError) as failure:
+            except Exception as failure:  # costs this video only
+                if strict():
+                    raise
+                logger.debug("encoding %s", source.video_id, exc_info=True)
                 item.fail("encode", failure)
                 error = failure
         features = Features(
@@ -586,7 +597,8 @@ class Pipeline:
                 return {name: tensor.to(device) for name, tensor in found[0].items()}
         computed = compute()
         damaged = any(failure.stage == "decode" for failure in item.failures)
-        if self.cache is not None and not (kind == "joint" and damaged):
+        whole = item.complete and (item.features is not None or not item.request.decodes)
+        if self.cache is not None and (kind == "text" or (whole and not damaged)):
             self._save(item, identity, kind, key, computed, {})
         return computed
 
@@ -598,7 +610,8 @@ class Pipeline:
         short = min(item.info.width, item.info.height, _FRAMES_SHORT_SIDE)
         job = DecodeJob(source.video_id, source.path,
                         "image" if source.kind == "image" else "video",
-                        clip_s=self.bundle.config.clip_seconds, height=short, keyframes=False)
+                        clip_s=self.bundle.config.clip_seconds, height=short, keyframes=False,
+                        reader=self.reader)
         with DecodePool(1, self.timeout_s, plugin_openers=self.plugin_openers) as pool:
             video = pool.decode(job)
             times = video.clip_times

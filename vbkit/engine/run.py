@@ -31,7 +31,7 @@ from vbkit.options import options_json
 from vbkit.plugins import PluginManager, strict
 from vbkit.runs import Failure, RunInfo, RunReport
 from vbkit.specs import TaskSpec, load_object
-from vbkit.store import ResultStore
+from vbkit.store import ResultStore, list_tables
 from vbkit.tables import CORE_TABLES, TableSchema
 
 if TYPE_CHECKING:
@@ -105,17 +105,22 @@ class HeadRunner:
                             _folder_digest(self.context.head_path), bundle.fingerprint,
                             bundle.visual_key])
 
-    def predict(self, features: Features) -> dict[str, pd.DataFrame]:
+    def predict(self, features: Features,
+                questions: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
         """The head's tables, each checked against its schema.
+
+        Args:
+            features: at least what the task needs.
+            questions: asked of the head; None for those of the features.
 
         Raises:
             Exception: whatever the head raises.
             SchemaError: a table is undeclared or breaks its schema.
         """
         head = self._ready()
-        given = features.restrict(self.spec.needs)
+        given = features.restrict(self.spec.needs, questions)
         with torch.no_grad():
-            if type(head).__dict__.get("predict_batch") is not None:
+            if getattr(type(head), "predict_batch", Head.predict_batch) is not Head.predict_batch:
                 tables = head.predict_batch([given])[0]
             else:
                 tables = head.predict(given)
@@ -132,14 +137,14 @@ class HeadRunner:
 
     def _ready(self) -> Head:
         if self.broken is not None:
-            raise self.broken
+            raise self.broken.with_traceback(None)
         if self.head is None:
             try:
                 head = load_object(self.spec.head)()
                 with torch.no_grad():
                     head.setup(self.context)
             except Exception as error:
-                self.broken = error
+                self.broken = error.with_traceback(None)
                 raise
             self.head = head
         return self.head
@@ -156,10 +161,17 @@ class HeadRunner:
 
 @dataclass(frozen=True)
 class _Todo:
-    """What is to be done for a video: these tasks, with these questions."""
+    """What is to be done for a video.
+
+    Args:
+        tasks: to be run.
+        questions: for each task that has some, those to ask it.
+        core: whether the core tables are out of date.
+        kept: for each task, the questions whose answers still hold.
+    """
 
     tasks: tuple[HeadRunner, ...]
-    questions: tuple[str, ...]
+    questions: Mapping[str, tuple[str, ...]]
     core: bool
     kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -261,15 +273,15 @@ class Runner:
         for source in prepared:
             todo = self._todo(source)
             needs: frozenset[str] = frozenset().union(*(t.spec.needs for t in todo.tasks))
-            yield Request(source, needs, todo.questions, bool(todo.tasks) or todo.core, token=todo)
+            yield Request(source, needs, (), bool(todo.tasks) or todo.core, token=todo)
 
     def _todo(self, prepared: Prepared) -> _Todo:
         asked = tuple(dict.fromkeys((*self.questions, *prepared.source.questions)))
         store = self.store
         if store is None or prepared.broken:
-            return _Todo(self.tasks, asked, True)
+            return _Todo(self.tasks, {t.spec.name: asked for t in self.tasks}, True)
         video_id = prepared.source.video_id
-        tasks, kept, questions = [], {}, asked
+        tasks, kept, questions = [], {}, {task.spec.name: asked for task in self.tasks}
         for task in self.tasks:
             wanted = self._row_fingerprint(task, prepared)
             found = store.metadata(task.spec.tables[0].name, video_id) or {}
@@ -283,10 +295,10 @@ class Runner:
             answered = tuple(json.loads(found.get("questions", "[]")))
             if self.fresh or not current:
                 # Answers of an older model or transcript are asked for again, not left beside.
-                questions = tuple(dict.fromkeys((*answered, *asked)))
+                questions[task.spec.name] = tuple(dict.fromkeys((*answered, *asked)))
                 tasks.append(task)
             elif new := tuple(q for q in asked if q not in answered):
-                questions = new
+                questions[task.spec.name] = new
                 kept[task.spec.name] = answered
                 tasks.append(task)
         core = self.fresh or (store.fingerprint("videos", video_id)
@@ -299,7 +311,8 @@ class Runner:
 
     def _core_fingerprint(self, prepared: Prepared) -> str:
         return fingerprint([prepared.content_id, prepared.transcript_id, prepared.language,
-                            str(prepared.source.path), self.bundle.visual_key])
+                            prepared.source.location, prepared.transcript.source,
+                            self.bundle.visual_key])
 
     # --- one video ----------------------------------------------------------------------------
 
@@ -318,10 +331,16 @@ class Runner:
         for task in todo.tasks if usable else ():
             began = time.perf_counter()
             try:
-                made = task.predict(encoded.features)
+                made = task.predict(encoded.features, todo.questions[task.spec.name])
             except Exception as error:
                 if strict():
                     raise
+                if task.by_question and not todo.kept.get(task.spec.name):
+                    # No rows, but what was asked is remembered, to be asked again.
+                    for schema in task.spec.tables:
+                        tables[schema.name], schemas[schema.name] = schema.empty(), schema
+                        metadata[schema.name] = ("", {
+                            "questions": json.dumps(todo.questions[task.spec.name])})
                 logger.debug("task %s on %s", task.spec.name, video_id, exc_info=True)
                 failures.append(Failure(video_id, "head", type(error).__name__,
                                         _message(error), task.spec.name))
@@ -335,7 +354,8 @@ class Runner:
                 "task": task.spec.name, "plugin": task.origin, "model": info.model,
                 "model_fingerprint": self.bundle.fingerprint,
                 "options": options_json(task.options),
-                "questions": json.dumps([*kept, *todo.questions] if task.by_question else []),
+                "questions": json.dumps(
+                    [*kept, *todo.questions[task.spec.name]] if task.by_question else []),
             }
             for schema in task.spec.tables:
                 tables[schema.name] = made[schema.name]
@@ -349,7 +369,8 @@ class Runner:
             # What was cut short by a decoder that hung or crashed is tried again next time.
             done = encoded.complete and status != "failed"
             core_fingerprint = self._core_fingerprint(prepared) if done else ""
-            schemas[name], metadata[name] = CORE_TABLES[name], (core_fingerprint, {})
+            schemas[name] = CORE_TABLES[name]
+            metadata[name] = (core_fingerprint, {"input": _input_of(prepared)})
         for failure in failures:
             self.failures.append(failure)
             self.manager.notify("vbkit_on_error", run=info, failure=failure)
@@ -431,13 +452,19 @@ class Runner:
             return
         while len(self._writes) >= _PENDING_WRITES or (self._writes and self._writes[0].done()):
             self._writes.popleft().result()
-        lost = [schema.name for task in encoded.request.token.tasks for schema in task.spec.tables
-                if schema.name not in tables]
+        todo = encoded.request.token
+        lost = [schema.name for task in todo.tasks for schema in task.spec.tables
+                if schema.name not in tables and not todo.kept.get(task.spec.name)]
+        now = _input_of(encoded.request.prepared)
         pictures = [(keyframe_name(encoded.request.prepared.content_id, moment), jpeg)
                     for moment, jpeg in encoded.keyframes]
 
         def write(store: ResultStore) -> None:
-            for name in lost:  # rows of a task that failed now would be an older state's
+            # Rows of a task that failed now, or of another picture or transcript, are superseded.
+            before = (store.metadata("videos", video_id) or {}).get("input", now)
+            other = [name for name in list_tables(store.out)
+                     if name not in schemas and name not in CORE_TABLES] if before != now else []
+            for name in (*lost, *other):
                 store.remove(name, video_id)
             for name, jpeg in pictures:
                 if not (store.out / name).exists():
@@ -494,8 +521,6 @@ class StoredTables(Mapping[str, pd.DataFrame]):
         return load_table(self.out, name)
 
     def __iter__(self) -> Iterator[str]:
-        from vbkit.store import list_tables
-
         return iter(list_tables(self.out))
 
     def __len__(self) -> int:
@@ -515,6 +540,10 @@ def _keyframe_of_clip(clip_times: np.ndarray, keyframes: Sequence[tuple[float, b
         inside = [m for m in moments if start <= m < end or m == start]
         out.append(keyframe_name(content_id, inside[0]) if inside else None)
     return out
+
+
+def _input_of(prepared: Prepared) -> str:
+    return f"{prepared.content_id} {prepared.transcript_id}"
 
 
 def fingerprint(value: Any) -> str:
