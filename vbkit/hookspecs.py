@@ -127,7 +127,8 @@ def vbkit_after_video(run: RunInfo, video: str, tables: Mapping[str, pd.DataFram
     Args:
         run: the run.
         video: its `video_id`.
-        tables: the tables written for it, with `video_id`; copies, free to change.
+        tables: the tables made for it, with `video_id`; copies, free to change. They may reach
+            the results folder a moment later.
 
     .. versionadded:: 0.1
     """

@@ -216,12 +216,12 @@ class TranscriberSpec:
     """Speech to text.
 
     Args:
-        name: what `-o NAME.option=value` and `videos.transcript_source` call it.
+        name: `[a-z][a-z0-9_]*`.
         summary: one line.
         factory: `"package.module:callable"`, called as `factory(options, device)`. Returns an
             object with `available() -> bool` (a model is on disk or was named) and
             `transcribe(path) -> vbkit.media.Transcript`.
-        options: a frozen data class, as a task's.
+        options: a frozen data class, as a task's; its defaults are used.
     """
 
     name: str

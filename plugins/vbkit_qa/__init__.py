@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vbkit import Column, TableSchema, TaskSpec, hookimpl, option
+from vbkit.errors import OptionError
 
 __all__ = ["QA_TABLE", "QaOptions", "vbkit_tasks"]
 
@@ -20,6 +21,14 @@ class QaOptions:
     )
     visual: bool = option(True, "look for answers in the picture, not only in the transcript")
     max_moment_s: float = option(30.0, "longest moment (s) given as an answer from the picture")
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise OptionError(f"qa.top_k is {self.top_k}; it must be at least 1")
+        if not 0 <= self.answerable <= 1:
+            raise OptionError(f"qa.answerable is {self.answerable}; it must lie in 0–1")
+        if self.max_moment_s <= 0:
+            raise OptionError(f"qa.max_moment_s is {self.max_moment_s}; it must be positive")
 
 
 QA_TABLE = TableSchema(

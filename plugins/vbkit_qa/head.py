@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbkit.errors import OptionError
 from vbkit.heads import Head, HeadContext, load_head, save_head
 from vbkit_qa import QA_TABLE, QaOptions
 from vbkit_qa.calibration import Logistic, log_odds
@@ -55,17 +54,10 @@ class QaHead(Head):
         """Load the reader and its calibration.
 
         Raises:
-            OptionError: an option is out of range.
             ModelError: the head is missing, or was trained on another model.
         """
         super().setup(context)
         options = context.options if isinstance(context.options, QaOptions) else QaOptions()
-        if options.top_k < 1:
-            raise OptionError(f"qa.top_k is {options.top_k}; it must be at least 1")
-        if not 0 <= options.answerable <= 1:
-            raise OptionError(f"qa.answerable is {options.answerable}; it must lie in 0–1")
-        if options.max_moment_s <= 0:
-            raise OptionError(f"qa.max_moment_s is {options.max_moment_s}; it must be positive")
         self.options = options
         tensors, settings = load_head(
             context.head_path or WEIGHTS, model_name=context.model_name,

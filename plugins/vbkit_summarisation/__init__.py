@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vbkit import Column, TableSchema, TaskSpec, hookimpl, option
+from vbkit.errors import OptionError
 
 __all__ = ["CHAPTERS_TABLE", "SEGMENTS_TABLE", "SUMMARY_TABLE", "SummarisationOptions",
            "vbkit_tasks"]
@@ -22,6 +23,16 @@ class SummarisationOptions:
     min_probability: float = option(0.65, "name only what is shown with at least this probability")
     chapters_after_s: float = option(300.0, "make chapters for videos longer than this (s)")
     min_chapter_s: float = option(60.0, "shortest chapter (s)")
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "diversity", "min_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"summarisation.{name} is {getattr(self, name)}; "
+                                  "it must lie in 0–1")
+        for name in ("sentences", "chapters_after_s", "min_chapter_s"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"summarisation.{name} is {getattr(self, name)}; "
+                                  "it must not be negative")
 
 
 SUMMARY_TABLE = TableSchema(

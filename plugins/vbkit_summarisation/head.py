@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vbkit.errors import OptionError
 from vbkit.heads import Head, HeadContext, load_head, save_head
 from vbkit_summarisation import CHAPTERS_TABLE, SEGMENTS_TABLE, SUMMARY_TABLE, SummarisationOptions
 from vbkit_summarisation.chapters import boundaries, title_of
@@ -64,20 +63,11 @@ class SummarisationHead(Head):
         """Load the selector, its calibration and the vocabulary of what may be shown.
 
         Raises:
-            OptionError: an option is out of range.
             ModelError: the head is missing, or was trained on another model.
         """
         super().setup(context)
         given = context.options
         options = given if isinstance(given, SummarisationOptions) else SummarisationOptions()
-        for name in ("ratio", "diversity", "min_probability"):
-            if not 0 <= getattr(options, name) <= 1:
-                raise OptionError(f"summarisation.{name} is {getattr(options, name)}; "
-                                  "it must lie in 0–1")
-        for name in ("sentences", "chapters_after_s", "min_chapter_s"):
-            if getattr(options, name) < 0:
-                raise OptionError(f"summarisation.{name} is {getattr(options, name)}; "
-                                  "it must not be negative")
         self.options = options
         self.tensors, self.settings = load_head(
             context.head_path or WEIGHTS, model_name=context.model_name,

@@ -122,7 +122,8 @@ class Library:
 
         Returns:
             Columns `video_id`, `score` (cosine), `start_s`, `end_s`, `modality` (visual or text)
-            and `text` (the segment, where it is one). Neighbouring hits of a video are one row.
+            and `text` (the segment, where it is one); the best of each modality in turn.
+            Neighbouring hits of a video are one row.
         """
         if not text.strip():
             raise UsageError("give a text to search for")
@@ -134,7 +135,10 @@ class Library:
             rows += _hits(features, query, limit)
         columns = ["video_id", "score", "start_s", "end_s", "modality", "text"]
         frame = pd.DataFrame(rows, columns=columns)
-        frame = frame.sort_values("score", ascending=False, kind="stable").head(limit)
+        # Cosines between texts are larger than those to pictures: each is ranked among its own.
+        place = frame.groupby("modality")["score"].rank(ascending=False, method="first")
+        frame = frame.assign(place=place).sort_values(["place", "score"], ascending=[True, False])
+        frame = frame.drop(columns="place").head(limit)
         frame.attrs["units"] = {"start_s": "s", "end_s": "s"}
         return frame.reset_index(drop=True)
 
