@@ -13,7 +13,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,14 +21,12 @@ from torch import Tensor
 from vbkit.errors import ModelError
 
 if TYPE_CHECKING:
-    from vbkit.model.backbones import Backbone
+    from vbkit.model.backbones import Backbone, Precision
     from vbkit.model.modeling import VideoBertModel
     from vbkit.model.processing import VideoBertProcessor
     from vbkit.plugins import PluginManager
 
-__all__ = ["Bundle", "Precision", "choose_device", "choose_precision"]
-
-Precision = Literal["float32", "bfloat16"]
+__all__ = ["Bundle", "choose_device", "choose_precision"]
 
 FEATURES_VERSION = 1
 """To be raised when the same file would give other clip features, or they are stored otherwise."""

@@ -432,8 +432,6 @@ class Pipeline:
 
     def _run_backbone(self, rows: list[tuple[_Item, int, Tensor]]) -> None:
         """Start on some clips, in a batch that is padded to its full size."""
-        if not rows:
-            return
         if self._lanes is None:
             self._lanes = BackboneLanes(self.bundle.backbone, self.bundle.device)
         frames = torch.stack([frames for _, _, frames in rows])
