@@ -9,6 +9,8 @@ _LAZY = {
     "VideoBertConfig": "vbkit.model.configuration",
     "VideoBertModel": "vbkit.model.modeling",
     "VideoBertOutput": "vbkit.model.modeling",
+    "VideoBertForConditionalGeneration": "vbkit.model.generation",
+    "VideoBertForConditionalGenerationOutput": "vbkit.model.generation",
     "VideoBertForPreTraining": "vbkit.model.modeling",
     "VideoBertForPreTrainingOutput": "vbkit.model.modeling",
     "VideoBertProcessor": "vbkit.model.processing",
@@ -16,6 +18,8 @@ _LAZY = {
 
 __all__ = [
     "VideoBertConfig",
+    "VideoBertForConditionalGeneration",
+    "VideoBertForConditionalGenerationOutput",
     "VideoBertForPreTraining",
     "VideoBertForPreTrainingOutput",
     "VideoBertModel",
@@ -25,6 +29,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vbkit.model.configuration import VideoBertConfig
+    from vbkit.model.generation import (
+        VideoBertForConditionalGeneration,
+        VideoBertForConditionalGenerationOutput,
+    )
     from vbkit.model.modeling import (
         VideoBertForPreTraining,
         VideoBertForPreTrainingOutput,

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-POSITIONS = ("learned", "sinusoidal")
+POSITIONS = ("learned", "sinusoidal", "relative")
 VISUAL_INPUTS = ("features", "words", "both")
 
 
@@ -18,7 +18,9 @@ class VideoBertConfig(PretrainedConfig):
             `transformers.BertConfig`, like the next two lines.
         intermediate_size, hidden_act, max_position_embeddings: as there.
         hidden_dropout_prob, attention_probs_dropout_prob, initializer_range, layer_norm_eps: too.
-        position_encoding: "learned" (as BERT) or "sinusoidal" (Vaswani et al., 2017, section 3.5).
+        position_encoding: "learned" (as BERT), "sinusoidal" (Vaswani et al., 2017, section 3.5) or
+            "relative" (a learned bias of each head's scores by distance, shared by all layers:
+            Raffel et al., 2020, section 2.1; between text and video one bias a direction).
         visual_feature_size: how many of a clip's Dv pooled backbone features the model reads, from
             the first. With mean-and-deviation pooling the deviations over time come last, and a
             model trained on still pictures leaves them to the heads.
@@ -28,6 +30,12 @@ class VideoBertConfig(PretrainedConfig):
         max_visual_positions: clips in one input sequence, at most.
         shared_size: D, width of the space that video and text share.
         projection_hidden_size: width of the clip projection's hidden layer; 0 for a linear one.
+        projection_dropout: of the clip projection's input and hidden layer, in training.
+        num_decoder_layers: layers of the decoder that writes text; 0 for no decoder.
+        decoder_intermediate_size: width of the decoder's feed-forward layers.
+        max_decoder_positions: word pieces that the decoder writes, at most.
+        decoder_shortlist_size: how many word pieces the decoder chooses from (those that its
+            training data has; Jean et al., 2015, section 3); 0 for the whole vocabulary.
         text_pooling: how word pieces become one text vector: "mean" or "cls".
         max_text_length: word pieces of a text embedded by itself, special tokens included.
         cls_token_id, sep_token_id, mask_token_id, video_token_id, pad_token_id: special tokens;
@@ -64,6 +72,11 @@ class VideoBertConfig(PretrainedConfig):
         max_visual_positions: int = 64,
         shared_size: int = 384,
         projection_hidden_size: int = 1024,
+        projection_dropout: float = 0.0,
+        num_decoder_layers: int = 0,
+        decoder_intermediate_size: int = 1536,
+        max_decoder_positions: int = 64,
+        decoder_shortlist_size: int = 0,
         text_pooling: str = "mean",
         max_text_length: int = 256,
         pad_token_id: int = 0,
@@ -94,6 +107,11 @@ class VideoBertConfig(PretrainedConfig):
         self.max_visual_positions = max_visual_positions
         self.shared_size = shared_size
         self.projection_hidden_size = projection_hidden_size
+        self.projection_dropout = projection_dropout
+        self.num_decoder_layers = num_decoder_layers
+        self.decoder_intermediate_size = decoder_intermediate_size
+        self.max_decoder_positions = max_decoder_positions
+        self.decoder_shortlist_size = decoder_shortlist_size
         self.text_pooling = text_pooling
         self.max_text_length = max_text_length
         self.video_token_id = video_token_id

@@ -1,7 +1,7 @@
 """VideoBERT: one Transformer encoder over words and clips (Sun et al., ICCV 2019).
 
-The whole model is in this file. Shapes: B sequences, L word pieces, V clips, H hidden size,
-Dv backbone features, D shared space.
+The encoder and what it is pretrained by; the decoder is in `decoder.py`. Shapes: B sequences, L
+word pieces, V clips, H hidden size, Dv backbone features, D shared space.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from vbkit.model.configuration import VideoBertConfig
+from vbkit.model.decoder import Decoder
 
 __all__ = [
     "VideoBertForPreTraining",
@@ -57,13 +58,16 @@ class VideoBertForPreTrainingOutput(ModelOutput):
 
     Args:
         loss: weighted sum of the losses whose labels were given.
-        word_logits: (B, L, vocabulary).
-        visual_word_logits: (B, V, visual vocabulary); None where there is none.
+        losses: each of them by name, not weighted.
+        word_logits: (B, L, vocabulary); with labels (N, vocabulary), at the N labelled positions.
+        visual_word_logits: (B, V, visual vocabulary), or with labels (N, visual vocabulary); None
+            where there is none.
         alignment_logits: (B,), above 0 where text and video belong together.
         last_hidden_state: as in `VideoBertOutput`.
     """
 
     loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
     word_logits: Tensor | None = None
     visual_word_logits: Tensor | None = None
     alignment_logits: Tensor | None = None
@@ -83,6 +87,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """`mask` is boolean, or what is added to the scores; it broadcasts to (B, heads, N, N)."""
         batch, length, hidden = x.shape
         shape = (batch, length, self.heads, hidden // self.heads)
         query, key, value = (
@@ -92,8 +97,10 @@ class SelfAttention(nn.Module):
         attention = None
         if weights:  # the fused kernel does not give them
             scores = query @ key.transpose(2, 3) / math.sqrt(shape[-1])
-            if mask is not None:
+            if mask is not None and mask.dtype == torch.bool:
                 scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            elif mask is not None:
+                scores = scores + mask
             attention = scores.softmax(-1)
             out = F.dropout(attention, dropout) @ value
         else:
@@ -134,7 +141,9 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        x = self.words(input_ids) + self.positions(position_ids) + self.type_embedding
+        x = self.words(input_ids) + self.type_embedding
+        if self.positions is not None:
+            x = x + self.positions(position_ids)
         return self.dropout(self.norm(x))
 
 
@@ -154,15 +163,22 @@ class VisualEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, features: Tensor | None, words: Tensor | None, positions: Tensor) -> Tensor:
-        x = self.positions(positions) + self.type_embedding
+    def forward(self, features: Tensor | None, words: Tensor | None, positions: Tensor,
+                masked: Tensor | None = None) -> Tensor:
+        x = self.type_embedding
+        if self.positions is not None:
+            x = x + self.positions(positions)
         if self.visual_input != "words":
             if features is None:
                 raise ValueError(f"visual_input {self.visual_input!r} needs visual_features")
+            if masked is not None:  # the mean picture: 0 is the mean of standardised features
+                features = features.masked_fill(masked[..., None], 0.0)
             x = x + self.features(features)
         if self.visual_input != "features":
             if words is None:
                 raise ValueError(f"visual_input {self.visual_input!r} needs visual_words")
+            if masked is not None:
+                words = words.masked_fill(masked, self.words.num_embeddings - 1)
             x = x + self.words(words)
         return self.dropout(self.norm(x))
 
@@ -176,15 +192,47 @@ class ClipProjection(nn.Module):
         width = config.projection_hidden_size
         self.mlp_in = nn.Linear(config.visual_feature_size, width) if width else None
         self.mlp_out = nn.Linear(width, config.shared_size) if width else None
+        self.dropout = nn.Dropout(config.projection_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
+        features = self.dropout(features)
         x = self.linear(features)
         if self.mlp_in is not None and self.mlp_out is not None:
-            x = x + self.mlp_out(F.gelu(self.mlp_in(features)))
+            x = x + self.mlp_out(self.dropout(F.gelu(self.mlp_in(features))))
         return F.normalize(x, dim=-1)
 
 
-def _position_table(config: VideoBertConfig, length: int) -> nn.Embedding:
+class RelativeBias(nn.Module):
+    """What each head adds to a score by the distance of its two positions.
+
+    Distances within a modality fall into buckets, exact when small and logarithmic further on
+    (Raffel et al., 2020, section 2.1); from text to video and back there is one bias each.
+    """
+
+    buckets = 32
+    max_distance = 128
+
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__()
+        self.bias = nn.Embedding(self.buckets + 2, config.num_attention_heads)
+
+    def forward(self, positions: Tensor, is_video: Tensor) -> Tensor:
+        """(B, N) positions within their modality, and which are clips -> (B, heads, N, N)."""
+        distance = positions[:, None, :] - positions[:, :, None]
+        half = self.buckets // 2
+        exact = half // 2
+        size = distance.abs()
+        ratio = (size.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
+        far = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
+        bucket = torch.where(size < exact, size, far) + half * (distance > 0)
+        crossing = is_video[:, None, :] != is_video[:, :, None]
+        bucket = torch.where(crossing, self.buckets + is_video[:, :, None].long(), bucket)
+        return self.bias(bucket).permute(0, 3, 1, 2)
+
+
+def _position_table(config: VideoBertConfig, length: int) -> nn.Embedding | None:
+    if config.position_encoding == "relative":
+        return None
     table = nn.Embedding(length, config.hidden_size)
     if config.position_encoding == "sinusoidal":
         table.weight.requires_grad_(False)
@@ -222,7 +270,7 @@ class VideoBertPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, TextEmbeddings | VisualEmbeddings):
             nn.init.zeros_(module.type_embedding)
-            if self.config.position_encoding == "sinusoidal":
+            if self.config.position_encoding == "sinusoidal" and module.positions is not None:
                 module.positions.weight.copy_(sinusoids(*module.positions.weight.shape))
         elif isinstance(module, VideoBertModel):
             nn.init.zeros_(module.feature_mean)
@@ -242,6 +290,9 @@ class VideoBertModel(VideoBertPreTrainedModel):
         self.visual_embeddings = VisualEmbeddings(config)
         self.layers = nn.ModuleList(
             EncoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
+        self.relative_bias = (
+            RelativeBias(config) if config.position_encoding == "relative" else None
         )
         self.clip_projection = ClipProjection(config)
         self.register_buffer("feature_mean", torch.zeros(config.visual_feature_size))
@@ -275,6 +326,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
         visual_features: Tensor | None = None,
         visual_words: Tensor | None = None,
         visual_mask: Tensor | None = None,
+        visual_masked: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool = True,
@@ -288,6 +340,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
             visual_features: (B, V, Dv) clip features as the backbone gives them.
             visual_words: (B, V) int64 ids in the visual vocabulary.
             visual_mask: (B, V), 1 where there is a clip.
+            visual_masked: (B, V) bool, the clips whose content is hidden from the model.
 
         Raises:
             ValueError: the sequence is longer than the model's position encodings, or an input
@@ -305,6 +358,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
         x = self.text_embeddings(input_ids, position_ids)
         length = input_ids.shape[1]
         clips = None
+        is_video = torch.zeros_like(mask)
         given = visual_features if visual_features is not None else visual_words
         if given is not None:
             batch, clips = given.shape[:2]
@@ -317,12 +371,19 @@ class VideoBertModel(VideoBertPreTrainedModel):
             if visual_features is not None:
                 visual_features = self.standardise(visual_features)
             positions = torch.arange(clips, device=device).expand(batch, clips)
-            video = self.visual_embeddings(visual_features, visual_words, positions)
+            video = self.visual_embeddings(visual_features, visual_words, positions,
+                                           visual_masked)
             sep_ids = torch.full((batch, 1), self.config.sep_token_id, device=device)
             last = mask.sum(1, keepdim=True).clamp(max=self.config.max_position_embeddings - 1)
             x = torch.cat([x, video, self.text_embeddings(sep_ids, last)], 1)
             mask = torch.cat([mask, visual_mask, mask.new_ones(batch, 1)], 1)
+            position_ids = torch.cat([position_ids, positions, last], 1)
+            is_video = F.pad(torch.cat([is_video, torch.ones_like(visual_mask)], 1), (0, 1))
         attention = mask[:, None, None, :] if not bool(mask.all()) else None
+        if self.relative_bias is not None:
+            bias = self.relative_bias(position_ids, is_video)
+            attention = bias if attention is None else bias.masked_fill(
+                ~attention, torch.finfo(bias.dtype).min)
         hidden_states: list[Tensor] = [x]
         attentions: list[Tensor | None] = []
         for layer in self.layers:
@@ -353,7 +414,12 @@ class VideoBertModel(VideoBertPreTrainedModel):
 
 
 class VideoBertForPreTraining(VideoBertPreTrainedModel):
-    """VideoBERT with its pretraining heads: masked words, masked visual words, alignment."""
+    """VideoBERT with all that it is pretrained by.
+
+    Masked words, masked visual words and text-video alignment (Sun et al., ICCV 2019, section
+    3.3), a contrast of whole texts and videos in the shared space (symmetric InfoNCE, Radford et
+    al., 2021, section 2.3), and, where the configuration has decoder layers, captions.
+    """
 
     _tied_weights_keys: Mapping[str, str] = {
         "word_head.decoder.weight": "videobert.text_embeddings.words.weight"
@@ -367,6 +433,8 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
             PredictionHead(config, config.visual_vocab_size) if config.visual_vocab_size else None
         )
         self.alignment_head = nn.Linear(config.hidden_size, 1)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.decoder = Decoder(config) if config.num_decoder_layers else None
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -377,50 +445,96 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         visual_features: Tensor | None = None,
         visual_words: Tensor | None = None,
         visual_mask: Tensor | None = None,
+        visual_masked: Tensor | None = None,
         labels: Tensor | None = None,
         visual_labels: Tensor | None = None,
         alignment_labels: Tensor | None = None,
-        loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        text_ids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+        loss_weights: Mapping[str, float] | None = None,
         return_dict: bool = True,
     ) -> VideoBertForPreTrainingOutput | tuple[Any, ...]:
-        """Predict masked words and visual words, and whether text and video belong together.
+        """Predict what is masked, what belongs together, and captions.
 
         Args:
+            input_ids: as `VideoBertModel.forward`'s; None for the contrast alone.
             labels: (B, L) int64 word ids, -100 where nothing is predicted.
             visual_labels: (B, V) int64 visual word ids, -100 where nothing is predicted.
             alignment_labels: (B,), 1 where text and video belong together.
-            loss_weights: of masked words, masked visual words and alignment.
+            text_ids, text_mask: (B, T), whole texts `[CLS] text [SEP]`, to be told apart by this
+                batch's videos, and the videos by them.
+            caption_ids: (B, K) `[CLS] caption [SEP]`, padded, to be written from this batch's
+                videos.
+            loss_weights: of "words", "visual_words", "alignment", "contrast" and "caption"; 1
+                where it says nothing.
             The other arguments are `VideoBertModel.forward`'s.
+
+        Raises:
+            ValueError: an input is missing that a loss needs, or a caption has a word piece that
+                is not on the decoder's shortlist.
         """
-        encoded = self.videobert(
-            input_ids, attention_mask, visual_features, visual_words, visual_mask
-        )
-        word_logits = self.word_head(encoded.text_hidden)
-        visual_logits = None
-        if self.visual_word_head is not None and encoded.visual_hidden is not None:
-            visual_logits = self.visual_word_head(encoded.visual_hidden)
-        alignment = self.alignment_head(encoded.last_hidden_state[:, 0]).squeeze(-1)
-        losses: list[Tensor] = []
-        if labels is not None:
-            losses.append(loss_weights[0] * _masked_cross_entropy(word_logits, labels))
-        if visual_labels is not None and visual_logits is not None:
-            losses.append(loss_weights[1] * _masked_cross_entropy(visual_logits, visual_labels))
-        if alignment_labels is not None:
-            losses.append(loss_weights[2] * F.binary_cross_entropy_with_logits(
-                alignment, alignment_labels.to(alignment.dtype)))
+        losses: dict[str, Tensor] = {}
+        encoded = word_logits = visual_logits = alignment = None
+        if input_ids is not None:
+            encoded = self.videobert(input_ids, attention_mask, visual_features, visual_words,
+                                     visual_mask, visual_masked)
+            # Logits only where a word is predicted: the vocabulary is the dear part.
+            if labels is not None:
+                chosen = labels != -100
+                word_logits = self.word_head(encoded.text_hidden[chosen])
+                losses["words"] = _cross_entropy(word_logits, labels[chosen])
+            elif caption_ids is None:
+                word_logits = self.word_head(encoded.text_hidden)
+            if self.visual_word_head is not None and encoded.visual_hidden is not None:
+                if visual_labels is not None:
+                    chosen = visual_labels != -100
+                    visual_logits = self.visual_word_head(encoded.visual_hidden[chosen])
+                    losses["visual_words"] = _cross_entropy(visual_logits, visual_labels[chosen])
+                elif caption_ids is None:
+                    visual_logits = self.visual_word_head(encoded.visual_hidden)
+            alignment = self.alignment_head(encoded.last_hidden_state[:, 0]).squeeze(-1)
+            if alignment_labels is not None:
+                losses["alignment"] = F.binary_cross_entropy_with_logits(
+                    alignment.float(), alignment_labels.float())
+        if text_ids is not None:
+            if visual_features is None:
+                raise ValueError("the contrast of texts and videos needs visual_features")
+            losses["contrast"] = self._contrast(text_ids, text_mask, visual_features, visual_mask)
+        if caption_ids is not None:
+            if self.decoder is None or encoded is None:
+                raise ValueError("captions need input_ids and a decoder (num_decoder_layers)")
+            losses["caption"] = self.decoder.loss(
+                self.videobert.text_embeddings.words, caption_ids, encoded.last_hidden_state,
+                encoded.attention_mask)
+        weights = loss_weights or {}
         output = VideoBertForPreTrainingOutput(
-            loss=torch.stack(losses).sum() if losses else None,
+            loss=torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]
+                             ).sum() if losses else None,
+            losses=losses or None,
             word_logits=word_logits,
             visual_word_logits=visual_logits,
             alignment_logits=alignment,
-            last_hidden_state=encoded.last_hidden_state,
+            last_hidden_state=None if encoded is None else encoded.last_hidden_state,
         )
         return output if return_dict else output.to_tuple()
+
+    def _contrast(self, text_ids: Tensor, text_mask: Tensor | None, features: Tensor,
+                  visual_mask: Tensor | None) -> Tensor:
+        if text_mask is None:
+            text_mask = torch.ones_like(text_ids)
+        texts = self.videobert.embed_text(text_ids, text_mask)
+        clips = self.videobert.embed_clips(features)
+        weight = clips.new_ones(clips.shape[:2]) if visual_mask is None else visual_mask.to(clips)
+        videos = F.normalize((clips * weight[..., None]).sum(1), dim=-1)
+        logits = self.logit_scale.clamp(max=math.log(100.0)).exp() * videos @ texts.T
+        same = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits.float(), same) + F.cross_entropy(logits.T.float(), same)) / 2
 
 
 class PredictionHead(nn.Module):
@@ -437,11 +551,9 @@ class PredictionHead(nn.Module):
         return self.decoder(self.norm(self.activation(self.dense(x))))
 
 
-def _masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     # A batch in which nothing is masked gives 0, where the mean would be NaN.
-    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100,
-                            reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / max(1, len(labels))
 
 
 _BERT_NAMES = (
