@@ -253,6 +253,32 @@ def test_wrong_manifests(tmp_path: Path, name: str, content: bytes, words: str) 
     assert str(path) in str(caught.value)
 
 
+def test_features_stand_for_a_video_or_beside_it(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "a.npy", "b.npy")
+    path = manifest(tmp_path, [
+        {"video": "a.mp4", "features": "a.npy"},
+        {"features": "b.npy", "caption": "one"}, {"features": "b.npy", "caption": "two"},
+        {"features": "gone.npy"},
+    ], ".jsonl")
+    both, alone, gone = expand_inputs([path])
+    assert (both.video_id, both.kind, both.features) == ("a.mp4", "video", tmp_path / "a.npy")
+    assert (alone.video_id, alone.kind, alone.path) == ("b.npy", "features", None)
+    assert [row["caption"] for row in alone.rows] == ["one", "two"]
+    assert alone.location == str(tmp_path / "b.npy")
+    assert "no such file" in str(gone.problem)
+
+
+def test_lists_in_csv_are_json_or_python(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    path = tmp_path / "m.csv"
+    path.write_text('video,caption\n'
+                    'a.jpg,"[""a dog"", ""it runs""]"\n'
+                    'b.jpg,"[\'a cat\', ""it\'s asleep""]"\n'
+                    'c.jpg,[sic] a cow\n')
+    found = [source.labels["caption"] for source in expand_inputs([path])]
+    assert found == [["a dog", "it runs"], ["a cat", "it's asleep"], "[sic] a cow"]
+
+
 def test_a_jsonl_of_segments_is_a_transcript(tmp_path: Path) -> None:
     path = tmp_path / "talk.jsonl"
     path.write_text('{"text": "hello", "start": 0, "end": 1}\n')

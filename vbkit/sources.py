@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import glob
 import io
@@ -18,11 +19,11 @@ from vbkit.media.kinds import media_kind
 
 __all__ = ["MANIFEST_SUFFIXES", "Inputs", "Source", "SourceKind", "expand_inputs"]
 
-SourceKind = Literal["video", "image", "audio", "transcript", "text"]
+SourceKind = Literal["video", "image", "audio", "transcript", "text", "features"]
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
 
-_OWN_COLUMNS = frozenset({"id", "video", "transcript", "text", "question"})
+_OWN_COLUMNS = frozenset({"id", "video", "features", "transcript", "text", "question"})
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
@@ -33,9 +34,11 @@ class Source:
     Args:
         video_id: unique among the sources of a run.
         path: the video, picture or sound file; None for a transcript or text alone.
-        kind: what it is; `"text"` is inline text.
+        kind: what it is; `"text"` is inline text, `"features"` precomputed features without a
+            video.
         transcript: transcript file that was named for it, or that it is.
         text: inline text: a string, or a list of strings or of `{"text", "start", "end"}`.
+        features: a file of precomputed clip features, for training and evaluation.
         questions: asked of this source.
         labels: the other columns of its manifest row, `caption` among them; of the first row
             where several name the source.
@@ -48,6 +51,7 @@ class Source:
     kind: SourceKind = "video"
     transcript: Path | None = None
     text: str | list[Any] | None = None
+    features: Path | None = None
     questions: tuple[str, ...] = ()
     labels: Mapping[str, object] = field(default_factory=lambda: _NOTHING)
     rows: tuple[Mapping[str, object], ...] = ()
@@ -56,7 +60,7 @@ class Source:
     @property
     def location(self) -> str | None:
         """The file that it was read from, for people; None for inline text."""
-        found = self.path or self.transcript
+        found = self.path or self.features or self.transcript
         return None if found is None else _utf8(str(found))
 
 
@@ -256,9 +260,9 @@ def _manifest(path: Path, prefix: str) -> Iterator[Source]:
         raise
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if not {"video", "transcript", "text"} & columns:
+    if not {"video", "features", "transcript", "text"} & columns:
         raise ManifestError(
-            f"{path}: a manifest needs a column video, transcript or text; "
+            f"{path}: a manifest needs a column video, transcript or text, or features; "
             f"it has {', '.join(sorted(columns)) or 'none'}"
         )
     for number, row in rows:
@@ -299,14 +303,22 @@ def _csv_rows(path: Path) -> tuple[set[str], list[tuple[int, dict[str, Any]]]]:
 
 
 def _csv_value(value: str | None) -> Any:
-    """A list or string out of JSON; anything else is the string that it is."""
-    if value is None or not value.strip().startswith(("[", '"')):
+    """A list or string out of JSON; anything else is the string that it is.
+
+    A list may also be as Python prints it, which is how pandas writes one into CSV.
+    """
+    text = "" if value is None else value.strip()
+    if not text.startswith(("[", '"')):
         return value
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        return value
-    return parsed if isinstance(parsed, list | str) else value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            parsed = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            if text.startswith('"'):  # said by someone, not written by Python
+                break
+            continue
+        return parsed if isinstance(parsed, list | str) else value
+    return value
 
 
 def _jsonl_rows(path: Path) -> tuple[set[str], list[tuple[int, dict[str, Any]]]]:
@@ -346,6 +358,7 @@ def _is_missing(value: Any) -> bool:
 def _row_source(manifest: Path, prefix: str, number: int, row: Mapping[str, Any]) -> Source:
     video = _file(manifest, row.get("video"), "video")
     transcript = _file(manifest, row.get("transcript"), "transcript")
+    features = _file(manifest, row.get("features"), "features")
     text = row.get("text")
     if not isinstance(text, list) and _is_missing(text):
         text = None
@@ -360,22 +373,25 @@ def _row_source(manifest: Path, prefix: str, number: int, row: Mapping[str, Any]
     if video is not None:
         found = media_kind(video)
         kind = found if found is not None and found != "transcript" else "video"
+    elif transcript is not None and text is None:
+        kind = "transcript"
     else:
-        kind = "transcript" if transcript is not None and text is None else "text"
+        kind = "features" if features is not None and text is None else "text"
     given = row.get("id")
     if not _is_missing(given):
         video_id = str(given)
     else:
-        main = video or transcript
+        main = video or features or transcript
         video_id = prefix + (f"row-{number}" if main is None else _relative(main, manifest.parent))
     problem = None
-    if video is None and transcript is None and text is None:
+    if video is None and features is None and transcript is None and text is None:
         problem = f"{manifest}, row {number}: neither video nor transcript nor text is given"
-    for file in (video, transcript if text is None else None):
+    for file in (video or features, transcript if text is None else None):
         if problem is None and file is not None and (why := _problem(file)) is not None:
             problem = f"{why} ({manifest.name}, row {number})"
     rows = (MappingProxyType({**labels, **({"question": list(questions)} if questions else {})}),)
-    return Source(video_id, video, kind, transcript, text, questions, labels, rows, problem)
+    return Source(video_id, video, kind, transcript, text, features, questions, labels, rows,
+                  problem)
 
 
 def _file(manifest: Path, value: Any, column: str) -> Path | None:
@@ -435,6 +451,7 @@ def _same(one: Source, other: Source) -> bool:
     return (
         key(one.path) == key(other.path)
         and key(one.transcript) == key(other.transcript)
+        and key(one.features) == key(other.features)
         and one.text == other.text
     )
 
@@ -444,5 +461,6 @@ def _named(source: Source) -> str:
         text = source.text if isinstance(source.text, str) else json.dumps(source.text)
         inline = f"the text {text[:30]!r}"
         return f"{source.path} with {inline}" if source.path else inline
-    names = [str(path) for path in (source.path, source.transcript) if path is not None]
+    names = [str(path) for path in (source.path, source.features, source.transcript)
+             if path is not None]
     return " with ".join(names) or "an empty row"
