@@ -53,3 +53,11 @@ class ModelError(VbkitError):
 
 class FeatureError(VbkitError):
     """A head read an output of the encoder that its `TaskSpec.needs` does not declare."""
+
+
+class CorpusError(VbkitError):
+    """A training corpus cannot be made, read, or used with what it was given to."""
+
+
+class TrainingError(VbkitError):
+    """Training cannot go on: a loss that is not finite, or a run that cannot be resumed."""

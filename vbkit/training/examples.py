@@ -1,0 +1,534 @@
+"""A corpus into batches: the paper's three regimes, the contrast, and captions.
+
+A batch is a function of the seed and its number alone, so that a resumed run sees what it would
+have seen, and loading processes do not matter. Every kind of batch walks through its own units (a
+sentence, a stretch of video, a caption) in an order that is drawn anew each epoch.
+
+| kind | `input_ids` | what is asked |
+|---|---|---|
+| joint | `[CLS] text [>]` and clips | hidden words, hidden clips' visual words, alignment |
+| text | `[CLS] text [SEP]` | hidden words |
+| video | `[CLS] [>]` and clips | hidden clips' visual words |
+| contrast | none; `text_ids` and clips | which text is of which video |
+| caption | `[CLS] [>]` and clips | the caption, word by word |
+
+Sentences, neighbours joined at random, and clips subsampled by a random step are Sun et al., ICCV
+2019, sections 3.2 and 4.2; masking is Devlin et al., 2019, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vbkit.errors import CorpusError, UsageError
+from vbkit.training.config import KINDS, ExampleOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vbkit.training.corpus import Corpus, Split
+
+__all__ = ["KINDS", "Batch", "BatchStream", "ExampleOptions", "Kind", "SpecialTokens", "Units"]
+
+Kind = str
+"""One of `KINDS`."""
+Batch = dict[str, Any]
+"""Tensors by the names of `VideoBertForPreTraining.forward`'s arguments, and `kind` and `ids`, the
+items that it was made of."""
+
+NOTHING = -100
+_POOL = 16  # batches that are drawn together and sorted by length, so that little is padding
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that examples are put together with.
+
+    Args:
+        cls, sep, mask, pad, video: the special tokens.
+        words: (N,) ids that a hidden word may be replaced by: all but special and unused ones.
+        special: ids that are never hidden.
+    """
+
+    cls: int
+    sep: int
+    mask: int
+    pad: int
+    video: int
+    words: np.ndarray
+    special: np.ndarray
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, video_token_id: int) -> SpecialTokens:
+        special = sorted({*tokenizer.all_special_ids, video_token_id})
+        unused = {index for token, index in tokenizer.get_vocab().items()
+                  if token.startswith("[unused")}
+        words = np.setdiff1d(np.arange(len(tokenizer)), [*special, *unused])
+        return cls(tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id,
+                   tokenizer.pad_token_id or 0, video_token_id, words.astype(np.int32),
+                   np.array(special, np.int32))
+
+
+@dataclass(frozen=True)
+class Units:
+    """What batches of one kind are drawn from: one row each.
+
+    Args:
+        item: (N,) of the corpus.
+        captions: (N,) bool: whether `number` is a caption's, not a segment's (or a clip's).
+        number: (N,) a segment, a caption, or the clip that a stretch of video begins with.
+        length: (N,) about how long its sequence is.
+    """
+
+    item: np.ndarray
+    captions: np.ndarray
+    number: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def chosen(self, which: np.ndarray) -> Units:
+        return Units(*(column[which] for column in (
+            self.item, self.captions, self.number, self.length)))
+
+
+@dataclass
+class _Example:
+    item: int
+    text: np.ndarray  # word pieces, masked where they are
+    clips: np.ndarray  # numbers of clips
+    view: int = 0
+    labels: np.ndarray | None = None
+    visual_masked: np.ndarray | None = None
+    aligned: bool | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.text) + len(self.clips)
+
+
+@dataclass
+class BatchStream:
+    """Batches, by number.
+
+    Args:
+        corpus: what they are made of.
+        tokens: special tokens of the corpus's tokenizer.
+        mixture: how often each kind is, relative to the others.
+        batch_sizes: examples of a batch of each kind.
+        options: how examples are made.
+        seed: everything drawn at random follows from it.
+        split: "train", or "val", where clips are always seen in their first view.
+        visual_words: for each shard of the corpus, (R,) the visual word of each row of its
+            `clip_features`; None where the model has none.
+        feed_words: whether batches hold `visual_words` as input.
+        caption_words: (vocabulary,) bool, the word pieces that captions are written with; captions
+            with others are left out. None for all.
+        rank, world: of this process among those that train together.
+
+    Raises:
+        UsageError: the mixture names an unknown kind, or none.
+        CorpusError: the corpus has nothing of a kind that the mixture names.
+    """
+
+    corpus: Corpus
+    tokens: SpecialTokens
+    mixture: Mapping[str, float]
+    batch_sizes: Mapping[str, int]
+    options: ExampleOptions = field(default_factory=ExampleOptions)
+    seed: int = 0
+    split: Split = "train"
+    visual_words: Sequence[np.ndarray] | None = None
+    feed_words: bool = False
+    caption_words: np.ndarray | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.mixture) - set(KINDS))
+        if unknown:
+            raise UsageError(f"{unknown[0]!r} is no kind of batch: {', '.join(KINDS)}")
+        if any(not 0 <= weight < float("inf") for weight in self.mixture.values()):
+            raise UsageError("the mixture's numbers must not be negative")
+        self.kinds = [kind for kind in KINDS if self.mixture.get(kind, 0) > 0]
+        if not self.kinds:
+            raise UsageError("the mixture names no kind of batch")
+        self._schedule: list[int] = []
+        self._counts: list[tuple[int, ...]] = []
+        self._credit = [0.0] * len(self.kinds)
+        self._orders: dict[tuple[str, int], np.ndarray] = {}
+        self._pools: dict[str, tuple[int, list[list[_Example]]]] = {}
+        for kind in self.kinds:
+            if not len(self.units(kind)):
+                raise CorpusError(f"the corpus has nothing for batches of kind {kind!r} in its "
+                                  f"{self.split} split; leave it out of the mixture")
+
+    # --- what there is ------------------------------------------------------------------------
+
+    def units(self, kind: Kind) -> Units:
+        return self._units[kind]
+
+    @cached_property
+    def _units(self) -> dict[Kind, Units]:
+        units = make_units(self.corpus, self.split, self.options, kinds=self.kinds)
+        if self.caption_words is not None and "caption" in units:
+            found = units["caption"]
+            units["caption"] = found.chosen(np.array([
+                bool(self.caption_words[self.corpus.text(int(item), "caption", int(number))].all())
+                for item, number in zip(found.item, found.number, strict=True)], bool))
+        return units
+
+    # --- which batch --------------------------------------------------------------------------
+
+    def kind(self, step: int) -> Kind:
+        """The kind of a batch; every stretch of batches holds the kinds in their shares."""
+        self._extend(step)
+        return self.kinds[self._schedule[step]]
+
+    def _extend(self, step: int) -> None:
+        # smooth weighted round robin: the kind that is most overdue comes next
+        weights = [float(self.mixture[kind]) for kind in self.kinds]
+        while len(self._schedule) <= step:
+            before = self._counts[-1] if self._counts else (0,) * len(self.kinds)
+            if self._schedule:
+                last = self._schedule[-1]
+                before = (*before[:last], before[last] + 1, *before[last + 1 :])
+            self._credit = [c + w for c, w in zip(self._credit, weights, strict=True)]
+            chosen = max(range(len(weights)), key=self._credit.__getitem__)
+            self._credit[chosen] -= sum(weights)
+            self._schedule.append(chosen)
+            self._counts.append(before)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step (a micro-step, where gradients are accumulated)."""
+        kind = self.kind(step)
+        earlier = self._counts[step][self._schedule[step]]
+        return self.batch_of(kind, earlier * self.world + self.rank)
+
+    def batches_per_epoch(self, kind: Kind) -> int:
+        return max(1, len(self._order(kind, 0)) // self.batch_sizes[kind])
+
+    def batch_of(self, kind: Kind, number: int) -> Batch:
+        """The batch of a kind, by its number among those."""
+        per_epoch = self.batches_per_epoch(kind)
+        epoch, place = divmod(number, per_epoch)
+        pool_size = 1 if kind == "contrast" else _POOL
+        first = place // pool_size
+        pools_per_epoch = -(-per_epoch // pool_size)
+        pool = epoch * pools_per_epoch + first
+        if self._pools.get(kind, (-1, []))[0] != pool:
+            batches = min(pool_size, per_epoch - first * pool_size)
+            self._pools[kind] = pool, self._pool(kind, epoch, first * pool_size, batches)
+        return self._collate(kind, self._pools[kind][1][place % pool_size])
+
+    def _order(self, kind: Kind, epoch: int) -> np.ndarray:
+        """The units of an epoch, in their order; for the contrast, one of each group."""
+        key = (kind, epoch)
+        if key not in self._orders:
+            rng = self._rng(kind, epoch, 0)
+            units = self.units(kind)
+            order = rng.permutation(len(units))
+            if kind == "contrast":
+                groups = self.corpus.groups[units.item[order]]
+                order = order[np.sort(np.unique(groups, return_index=True)[1])]
+            self._orders = {k: v for k, v in self._orders.items() if k[0] != kind}
+            self._orders[key] = order
+        return self._orders[key]
+
+    def _rng(self, kind: Kind, epoch: int, part: int) -> np.random.Generator:
+        split = 0 if self.split == "train" else 1
+        return np.random.default_rng([self.seed, split, KINDS.index(kind), epoch, part])
+
+    def _pool(self, kind: Kind, epoch: int, first: int, batches: int) -> list[list[_Example]]:
+        """Batches of an epoch from the first, each of examples of about one length."""
+        size = self.batch_sizes[kind]
+        chosen = self._order(kind, epoch)[first * size : (first + batches) * size]
+        rng = self._rng(kind, epoch, 1 + first)
+        make = getattr(self, f"_{kind}")
+        units = self.units(kind)
+        examples = [make(units, int(unit), rng) for unit in chosen]
+        if batches == 1:
+            return [examples]
+        examples.sort(key=lambda example: example.length)
+        made = [examples[start : start + size] for start in range(0, len(examples), size)]
+        return [made[index] for index in rng.permutation(len(made))]
+
+    # --- examples -----------------------------------------------------------------------------
+
+    def _joint(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+        item = int(units.item[unit])
+        options = self.options
+        text, first, last = self._passage(units, unit, rng, paired=True)
+        clips = self._subsample(first, last, rng)
+        aligned = True
+        if options.negative_share and rng.random() < options.negative_share:
+            other = self._other_text(units, unit, first, last, rng)
+            if other is not None:
+                text, aligned = other, False
+        example = self._masked(item, text, rng, self.tokens.video)
+        example.clips, example.view = clips, self._view(item, rng)
+        example.aligned = aligned if options.negative_share else None
+        if self.visual_words is not None:
+            rate = rng.uniform(*options.visual_mask_rate)
+            example.visual_masked = rng.random(len(clips)) < rate
+        if not aligned and example.labels is not None:
+            example.labels[:] = NOTHING  # the clips say nothing of another's words
+        return example
+
+    def _text(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+        text, _, _ = self._passage(units, unit, rng, paired=False)
+        return self._masked(int(units.item[unit]), text, rng, self.tokens.sep)
+
+    def _video(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+        item, start = int(units.item[unit]), int(units.number[unit])
+        count = self.corpus.row(item, "clips")
+        clips = self._subsample(start, count, rng)
+        if len(clips) < 2:
+            clips = np.arange(max(0, min(start, count - 2)), count)[: self.options.max_clips]
+        hidden = rng.random(len(clips)) < rng.uniform(*self.options.visual_mask_rate)
+        if not hidden.any():
+            hidden[rng.integers(len(clips))] = True
+        elif hidden.all():
+            hidden[rng.integers(len(clips))] = False
+        text = np.array([self.tokens.cls, self.tokens.video], np.int32)
+        return _Example(item, text, clips, self._view(item, rng), visual_masked=hidden)
+
+    def _contrast(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+        return self._whole(units, unit, rng)
+
+    def _caption(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+        return self._whole(units, unit, rng)
+
+    def _whole(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+        """A text as it is, with its clips."""
+        item, number = int(units.item[unit]), int(units.number[unit])
+        room = self.options.max_text_tokens - 2
+        if units.captions[unit]:
+            ids = self.corpus.text(item, "caption", number)
+            first, last = 0, self.corpus.row(item, "clips")
+        else:
+            ids = self.corpus.text(item, "segment", number)
+            first, last = map(int, self.corpus.segment_clips(item)[number])
+        text = np.concatenate([[self.tokens.cls], ids[:room], [self.tokens.sep]]).astype(np.int32)
+        return _Example(item, text, self._subsample(first, last, rng), self._view(item, rng))
+
+    def _passage(self, units: Units, unit: int, rng: np.random.Generator,
+                 paired: bool) -> tuple[np.ndarray, int, int]:
+        """Word pieces of a caption, or of a segment and neighbours, and the clips `[first, last)`
+        that go with them."""
+        item, number = int(units.item[unit]), int(units.number[unit])
+        room = self.options.max_text_tokens - 2
+        if units.captions[unit]:
+            ids = self.corpus.text(item, "caption", number)
+            return _cut(ids, room, rng), 0, self.corpus.row(item, "clips")
+        pieces = [self.corpus.text(item, "segment", number)]
+        spans = self.corpus.segment_clips(item)
+        first, last = map(int, spans[number])
+        if rng.random() < self.options.join:
+            wanted = rng.integers(1, room + 1)
+            total = len(pieces[0])
+            for index in range(number + 1, len(spans)):
+                if paired and spans[index, 1] <= spans[index, 0]:
+                    break
+                ids = self.corpus.text(item, "segment", index)
+                if total + len(ids) > wanted:
+                    break
+                total += len(ids)
+                pieces.append(ids)
+                first, last = min(first, int(spans[index, 0])), max(last, int(spans[index, 1]))
+        return _cut(np.concatenate(pieces), room, rng), first, last
+
+    def _other_text(self, units: Units, unit: int, first: int, last: int,
+                    rng: np.random.Generator) -> np.ndarray | None:
+        """A passage of another video, or from elsewhere in this one; None where there is none."""
+        item = int(units.item[unit])
+        if not units.captions[unit] and rng.random() < self.options.near_share:
+            spans, times = self.corpus.segment_clips(item), self.corpus.clip_times(item)
+            begin = times[first, 0] - self.options.near_seconds
+            end = times[last - 1, 1] + self.options.near_seconds
+            segment_times = self.corpus.segment_times(item)
+            far = np.flatnonzero((spans[:, 1] > spans[:, 0])
+                                 & ((segment_times[:, 1] < begin) | (segment_times[:, 0] > end)))
+            far = far[[len(self.corpus.text(item, "segment", int(n))) > 0 for n in far]]
+            if len(far):
+                ids = self.corpus.text(item, "segment", int(rng.choice(far)))
+                return _cut(ids, self.options.max_text_tokens - 2, rng)
+        group = self.corpus.groups[item]
+        for _ in range(20):
+            other = int(rng.integers(len(units)))
+            if self.corpus.groups[units.item[other]] != group:
+                return self._passage(units, other, rng, paired=True)[0]
+        return None
+
+    def _subsample(self, first: int, last: int, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of clips in `[first, last)`, at a step of 1 to `max_step`, at most `max_clips`
+        of them: a stretch drawn at random where there are more."""
+        step = int(rng.integers(1, self.options.max_step + 1))
+        step = min(step, last - first)
+        clips = np.arange(first + int(rng.integers(step)), last, step)
+        spare = len(clips) - self.options.max_clips
+        start = int(rng.integers(spare + 1)) if spare > 0 else 0
+        return clips[start : start + self.options.max_clips]
+
+    def _view(self, item: int, rng: np.random.Generator) -> int:
+        views = self.corpus.row(item, "views")
+        return int(rng.integers(views)) if views > 1 and self.split == "train" else 0
+
+    def _masked(self, item: int, ids: np.ndarray, rng: np.random.Generator, end: int) -> _Example:
+        """`[CLS] ids end` with words hidden."""
+        options = self.options
+        text = np.concatenate([[self.tokens.cls], ids, [end]]).astype(np.int32)
+        labels = np.full(len(text), NOTHING, np.int64)
+        places = 1 + np.flatnonzero(~np.isin(ids, self.tokens.special))
+        count = round(len(places) * rng.uniform(*options.mask_rate))
+        if options.mask_rate[1] > 0:
+            count = max(1, count)
+        chosen = rng.permutation(places)[:count]
+        labels[chosen] = text[chosen]
+        how = rng.random(len(chosen))
+        text[chosen[how < options.mask_token_share]] = self.tokens.mask
+        random = chosen[(how >= options.mask_token_share)
+                        & (how < options.mask_token_share + options.mask_random_share)]
+        text[random] = rng.choice(self.tokens.words, len(random))
+        return _Example(item, text, np.zeros(0, np.int64), labels=labels)
+
+    # --- tensors ------------------------------------------------------------------------------
+
+    def _collate(self, kind: Kind, examples: list[_Example]) -> Batch:
+        batch: Batch = {"kind": kind, "ids": [str(self.corpus.ids[e.item]) for e in examples]}
+        ids, mask = _padded([example.text for example in examples], self.tokens.pad)
+        if kind == "contrast":
+            batch |= {"text_ids": ids, "text_mask": mask}
+        elif kind == "caption":
+            batch["caption_ids"] = ids
+            start = torch.tensor([self.tokens.cls, self.tokens.video])
+            batch["input_ids"] = start.expand(len(examples), 2).clone()
+            batch["attention_mask"] = torch.ones(len(examples), 2, dtype=torch.long)
+        else:
+            batch |= {"input_ids": ids, "attention_mask": mask}
+        if kind != "text":
+            batch |= self._visual(examples)
+        if kind in ("joint", "text"):
+            batch["labels"], _ = _padded([e.labels for e in examples if e.labels is not None],
+                                         NOTHING)
+        if kind == "joint" and self.options.negative_share:
+            batch["alignment_labels"] = torch.tensor([int(bool(e.aligned)) for e in examples])
+        return batch
+
+    def _visual(self, examples: list[_Example]) -> Batch:
+        width = max(len(example.clips) for example in examples)
+        shape = (len(examples), width)
+        features = np.zeros((*shape, self.corpus.info.feature_size), np.float32)
+        mask = np.zeros(shape, np.int64)
+        for row, example in enumerate(examples):
+            count = len(example.clips)
+            features[row, :count] = self.corpus.clip_features(
+                example.item, example.clips, example.view)
+            mask[row, :count] = 1
+        batch: Batch = {"visual_features": torch.from_numpy(features),
+                        "visual_mask": torch.from_numpy(mask)}
+        if self.visual_words is None:
+            return batch
+        words = np.zeros(shape, np.int64)
+        hidden = np.zeros(shape, bool)
+        labels = np.full(shape, NOTHING, np.int64)
+        for row, example in enumerate(examples):
+            count = len(example.clips)
+            words[row, :count] = self._words(example)
+            if example.visual_masked is not None:
+                hidden[row, :count] = example.visual_masked
+                if example.aligned is not False:
+                    labels[row, :count] = np.where(example.visual_masked, words[row, :count],
+                                                   NOTHING)
+        if self.feed_words:
+            batch["visual_words"] = torch.from_numpy(words)
+        if examples[0].visual_masked is not None:
+            batch["visual_masked"] = torch.from_numpy(hidden)
+            batch["visual_labels"] = torch.from_numpy(labels)
+        return batch
+
+    def _words(self, example: _Example) -> np.ndarray:
+        assert self.visual_words is not None
+        start = self.corpus.row(example.item, "feature_row")
+        start += example.view * self.corpus.row(example.item, "clips")
+        return self.visual_words[int(self.corpus.shard[example.item])][start + example.clips]
+
+
+def make_units(corpus: Corpus, split: str, options: ExampleOptions,
+               kinds: Sequence[Kind] = KINDS) -> dict[Kind, Units]:
+    """What there is of each kind in a split.
+
+    A segment goes with the clips that it overlaps; one without times with all clips, where these
+    fit into one sequence. A caption goes with all clips. A stretch of video begins every
+    `max_clips` clips.
+    """
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {kind: [] for kind in KINDS}
+    columns = corpus.columns
+    for shard in range(len(corpus.shards)):
+        items = np.flatnonzero((corpus.shard == shard) & (corpus.splits == split))
+        if not len(items):
+            continue
+        tensors = corpus.tensors(shard)
+        clips = columns["clips"][items]
+        for name in ("segment", "caption"):
+            counts = columns[f"{name}s"][items]
+            owner = np.repeat(items, counts)
+            number = _ranges(counts)
+            rows = np.repeat(columns[f"{name}_row"][items], counts) + number
+            offsets = np.asarray(tensors[f"{name}_offsets"])
+            length = offsets[rows + 1] - offsets[rows]
+            shown = np.repeat(clips, counts)
+            caption = np.full(len(owner), name == "caption")
+            if name == "segment":
+                spans = np.asarray(tensors["segment_clips"])[rows]
+                untimed = np.isnan(np.asarray(tensors["segment_times"])[rows]).any(1)
+                shown = np.where(untimed & (shown > options.max_clips), 0,
+                                 spans[:, 1] - spans[:, 0])
+            said = length > 0
+            paired = said & (shown > 0)
+            written = paired & caption & (length <= options.max_caption_tokens - 2)
+            whole = length + np.minimum(shown, options.max_clips)
+            for kind, chosen in (("text", said), ("joint", paired), ("contrast", paired),
+                                 ("caption", written)):
+                parts[kind].append((owner[chosen], caption[chosen], number[chosen],
+                                    (length if kind == "text" else whole)[chosen]))
+        several = clips > 1
+        stretches = -(-clips[several] // options.max_clips)
+        owner = np.repeat(items[several], stretches)
+        number = _ranges(stretches) * options.max_clips
+        length = np.minimum(np.repeat(clips[several], stretches) - number, options.max_clips)
+        parts["video"].append((owner, np.zeros(len(owner), bool), number, length))
+    return {
+        kind: Units(*(np.concatenate(column) for column in zip(*parts[kind], strict=True)))
+        if parts[kind] else Units(*(np.zeros(0, np.int64) for _ in range(4)))
+        for kind in kinds
+    }
+
+
+def _ranges(counts: np.ndarray) -> np.ndarray:
+    """0 … n-1 for each n, end to end."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+
+
+def _cut(ids: np.ndarray, room: int, rng: np.random.Generator) -> np.ndarray:
+    spare = len(ids) - room
+    start = int(rng.integers(spare + 1)) if spare > 0 else 0
+    return ids[start : start + room]
+
+
+def _padded(rows: Sequence[np.ndarray], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, L) int64 and their mask."""
+    ids = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    mask = np.zeros(ids.shape, np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
