@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("vbkit.cli.tables:show", "Print a table."),
     "query": ("vbkit.cli.tables:query", "Query the tables with SQL."),
     "export": ("vbkit.cli.tables:export", "Write a table to a file of another format."),
+    "pretrain": ("vbkit.cli.pretrain:pretrain", "Train a VideoBERT on videos and texts."),
     "tasks": ("vbkit.cli.plugins:tasks", "List the tasks, or describe one."),
     "plugins": ("vbkit.cli.plugins:plugins", "List the plugins, also those that failed."),
     "models": ("vbkit.cli.plugins:models", "List the named models."),

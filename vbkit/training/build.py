@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vbkit.engine.cache import FeatureCache
 from vbkit.engine.pipeline import Encoded, Request
 from vbkit.errors import VbkitError
-from vbkit.sources import Source, expand_inputs
-from vbkit.training.corpus import Corpus, CorpusItem, write_corpus
+from vbkit.sources import Source, SourceKind, expand_inputs
+from vbkit.training.corpus import Corpus, CorpusItem, CorpusWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["build_corpus", "read_features"]
 
 _NEEDS = frozenset({"clip_times", "clip_features", "segments", "segment_times"})
+
+logger = logging.getLogger("vbkit")
 
 
 def build_corpus(
@@ -37,18 +42,18 @@ def build_corpus(
     """Write the corpus of a manifest, or what is missing of one.
 
     A row's text is its transcript; its columns `caption` (a text or a list of them), `features` (a
-    file of clip features, relative to the manifest, which are taken instead of the video's) and
-    `split` ("train" or "val") are read too. Several rows may name one video. Rows that cannot be
-    used are skipped and counted.
+    file of clip features, taken instead of the video's pictures) and `split` ("train" or "val")
+    are read too. Several rows may name one video: they share a split, and are never each other's
+    negatives. Rows that cannot be used are skipped and counted.
 
     Args:
         inputs: a manifest, or whatever else `vbkit run` takes.
         out: the corpus's folder.
-        engine: its backbone sees the videos, and its cache keeps what it saw.
+        engine: its backbone sees the videos; its cache, if it has one, keeps what it saw.
         tokenizer: of the model that will be trained; the engine's by default.
         transcript: `"auto"`, `"none"`, or a path.
         val_share: how many of the videos that name no split are kept for validation.
-        progress: called with how many rows are done, skipped, and there are.
+        progress: called with how many rows are in the corpus, are skipped, and there are.
 
     Raises:
         CorpusError: more than half of the rows cannot be used, or `out` cannot be written or holds
@@ -56,21 +61,23 @@ def build_corpus(
         ManifestError: the manifest cannot be read.
     """
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    sources = expand_inputs(listed).sources
-    folders = [path.parent if path.is_file() else path for path in map(Path, listed)]
+    sources = [_usable(source) for source in expand_inputs(listed).sources]
     bundle = engine.bundle
-    told = None if progress is None else (
-        lambda done, skipped: progress(done, skipped, len(sources)))
-    return write_corpus(
-        _items(sources, engine, transcript, folders), out,
-        tokenizer=tokenizer if tokenizer is not None else bundle.processor.tokenizer,
+    writer = CorpusWriter(
+        out, tokenizer=tokenizer if tokenizer is not None else bundle.processor.tokenizer,
         backbone=bundle.visual_key if bundle.config.backbone else "precomputed",
-        precision=bundle.precision, clip_seconds=bundle.config.clip_seconds,
-        val_share=val_share, progress=told)
+        precision=bundle.precision, clip_seconds=bundle.config.clip_seconds, val_share=val_share)
+    left = [source for source in sources if source.video_id not in writer.done]
+    for item in _items(left, engine, transcript):
+        writer.add(item)
+        if progress is not None:
+            progress(writer.items, len(writer.skipped), len(sources))
+    writer.close()
+    return Corpus.open(out)
 
 
 def read_features(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Clip features, and clip times where the file has them.
+    """Clip features, (C, Dv) or (views, C, Dv), and (C, 2) clip times where the file has them.
 
     Args:
         path: `.npy`, or `.safetensors` with `clip_features` and perhaps `clip_times`.
@@ -96,59 +103,67 @@ def read_features(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     raise ValueError(f"{path}: features are in .npy or .safetensors files")
 
 
-def _items(sources: Sequence[Source], engine: Engine, transcript: str | Path,
-           folders: Sequence[Path]) -> Iterator[CorpusItem]:
-    pipeline = engine.pipeline(engine._cache(None), transcript, keyframes=False)
-    groups: dict[str, str] = {}  # content -> the first id that shows it
-    requests = (
-        Request(prepared, _NEEDS, picture="features" not in prepared.source.labels)
-        for prepared in pipeline.prepare(_with_text(source) for source in sources))
-    for encoded in pipeline.encode(requests):
-        yield _item(encoded, groups, folders)
-
-
-def _with_text(source: Source) -> Source:
-    """A row that holds only a caption or features is as good as one with an empty text."""
-    if (source.path is None and source.transcript is None and source.text is None
-            and {"caption", "features"} & set(source.labels)):
-        return dataclasses.replace(source, text="", kind="text", problem=None)
+def _usable(source: Source) -> Source:
+    """A row with features needs no video, and one with a caption nothing else."""
+    if source.problem is None:
+        return source
+    if source.features is not None and source.path is not None and not source.path.exists():
+        kind: SourceKind = "transcript" if source.transcript is not None else "features"
+        return dataclasses.replace(source, path=None, problem=None,
+                                   kind="text" if source.text is not None else kind)
+    empty = (source.path, source.features, source.transcript, source.text) == (None,) * 4
+    if empty and any(row.get("caption") for row in source.rows):
+        return dataclasses.replace(source, problem=None)
     return source
 
 
-def _item(encoded: Encoded, groups: dict[str, str], folders: Sequence[Path]) -> CorpusItem:
-    source, features = encoded.request.prepared.source, encoded.features
-    if features.error is not None:
-        return CorpusItem(source.video_id, problem=str(features.error))
-    rows: Sequence[Mapping[str, object]] = source.rows or (source.labels,)
-    captions: list[str] = []
+def _needs_engine(source: Source) -> bool:
+    return bool(source.path or source.transcript or source.text is not None or source.problem)
+
+
+def _items(sources: Sequence[Source], engine: Engine,
+           transcript: str | Path) -> Iterator[CorpusItem]:
+    cache = FeatureCache(engine.cache) if engine.cache is not None else None
+    pipeline = engine.pipeline(cache, transcript, keyframes=False)
+    encoded = pipeline.encode(
+        Request(prepared, _NEEDS, picture=prepared.source.features is None)
+        for prepared in pipeline.prepare(filter(_needs_engine, sources)))
+    for source in sources:
+        yield _item(source, next(encoded) if _needs_engine(source) else None)
+
+
+def _item(source: Source, encoded: Encoded | None) -> CorpusItem:
+    name = source.video_id
+    clips = times = segment_times = None
+    segments: Sequence[str] = ()
+    group = None
     try:
-        for row in rows:
-            captions += _captions(row.get("caption"))
-        given = source.labels.get("features")
-        clips: Any = features.clip_features.cpu().numpy()
-        times: Any = features.clip_times
-        shown = encoded.request.prepared.content_id if source.path is not None else ""
-        if given is not None:
-            path = _find(str(given), folders)
-            clips, times = read_features(path)
-            shown = str(path.resolve())
+        if encoded is not None:
+            features = encoded.features
+            if features.error is not None:
+                return CorpusItem(name, problem=str(features.error))
+            for failure in encoded.failures:  # of its transcript, or of some frames
+                logger.warning("%s: %s", name, failure.message)
+            clips, times = features.clip_features.cpu().numpy(), features.clip_times
+            segments, segment_times = features.segments, features.segment_times
+            if source.path is not None:
+                group = encoded.request.prepared.content_id
+        if source.features is not None:
+            clips, times = read_features(source.features)
+            content = hashlib.blake2b(clips.tobytes(), digest_size=16).hexdigest()
+            group = group or content
+        captions = [caption for row in source.rows for caption in _captions(row)]
     except (ValueError, TypeError, VbkitError) as error:
-        return CorpusItem(source.video_id, problem=str(error))
-    group = groups.setdefault(shown, source.video_id) if shown else source.video_id
+        return CorpusItem(name, problem=str(error))
     split = source.labels.get("split")
-    return CorpusItem(
-        source.video_id, clips, times, features.segments, features.segment_times,
-        list(dict.fromkeys(captions)), str(split) if split is not None else None, group)
+    return CorpusItem(name, clips, times, segments, segment_times,
+                      list(dict.fromkeys(captions)), None if split is None else str(split), group)
 
 
-def _captions(value: object) -> list[str]:
+def _captions(row: Mapping[str, object]) -> list[str]:
+    value = row.get("caption")
     values = value if isinstance(value, list) else [value]
     for caption in values:
         if caption is not None and not isinstance(caption, str):
             raise TypeError(f"caption is a text or a list of texts, not {caption!r}")
     return [caption for caption in values if isinstance(caption, str) and caption.strip()]
-
-
-def _find(name: str, folders: Sequence[Path]) -> Path:
-    paths = [folder / Path(name).expanduser() for folder in folders]
-    return next((path for path in paths if path.is_file()), paths[0])

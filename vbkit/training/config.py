@@ -173,6 +173,10 @@ class PretrainConfig:
         for name in ("corpus", "frozen", "adam_betas"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("mixture", "loss_weights", "learning_rates"):
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, {
+                    key: _as_number(value) for key, value in getattr(self, name).items()})
         if isinstance(self.examples, Mapping):
             object.__setattr__(self, "examples", _made(ExampleOptions, self.examples, "examples."))
         _check_types(self)
@@ -185,9 +189,10 @@ class PretrainConfig:
             self._at_least("steps", 1)
         if not self.epochs > 0:
             raise UsageError(f"epochs is {self.epochs}, but must be above 0")
-        for name, known in (("schedule", ("linear", "cosine", "constant")),
-                            ("precision", ("float32", "bfloat16")),
-                            ("save_dtype", ("float32", "float16"))):
+        choices: tuple[tuple[str, tuple[str, ...]], ...] = (
+            ("schedule", ("linear", "cosine", "constant")),
+            ("precision", ("float32", "bfloat16")), ("save_dtype", ("float32", "float16")))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, but must be one of "
                                  f"{', '.join(known)}")
@@ -281,6 +286,13 @@ def _made(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     return cls(**values)
 
 
+def _as_number(value: Any) -> Any:
+    if isinstance(value, str):  # YAML reads 1e-4 as text
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -303,9 +315,7 @@ def _check_types(settings: Any) -> None:
             if fits:
                 object.__setattr__(settings, each.name, int(value))
         elif kind.startswith("float"):
-            if isinstance(value, str):  # YAML reads 1e-4 as text
-                with contextlib.suppress(ValueError):
-                    value = float(value)
+            value = _as_number(value)
             fits = _number(value)
             if fits:
                 object.__setattr__(settings, each.name, float(value))

@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ __all__ = [
     "Corpus",
     "CorpusInfo",
     "CorpusItem",
+    "CorpusWriter",
     "Skipped",
     "Split",
     "split_of",
@@ -56,6 +58,7 @@ Text = str | Sequence[int]
 _COLUMNS = ("feature_row", "views", "clip_row", "clips", "segment_row", "segments", "caption_row",
             "captions")
 _LISTED = 20
+_FLUSH_SECONDS = 300.0  # of work are lost, at most, when a run is killed
 
 
 @dataclass(frozen=True)
@@ -206,10 +209,8 @@ def write_corpus(
         CorpusError: `out` holds a corpus of another backbone or tokenizer, cannot be written, or
             more than half of the items had to be skipped.
     """
-    if not 0 <= val_share < 1:
-        raise CorpusError(f"val_share is {val_share}, but must be at least 0 and below 1")
-    writer = _Writer(Path(out), tokenizer, backbone, precision, clip_seconds, val_share,
-                     shard_bytes)
+    writer = CorpusWriter(out, tokenizer=tokenizer, backbone=backbone, precision=precision,
+                          clip_seconds=clip_seconds, val_share=val_share, shard_bytes=shard_bytes)
     for item in items:
         writer.add(item)
         if progress is not None:
@@ -218,10 +219,15 @@ def write_corpus(
     return Corpus.open(out)
 
 
-class _Writer:
-    def __init__(self, out: Path, tokenizer: PreTrainedTokenizerBase, backbone: str,
-                 precision: str, clip_seconds: float, val_share: float, shard_bytes: int) -> None:
-        self.out = out
+class CorpusWriter:
+    """What `write_corpus` writes with; its arguments are the same."""
+
+    def __init__(self, out: str | Path, *, tokenizer: PreTrainedTokenizerBase, backbone: str = "",
+                 precision: str = "float32", clip_seconds: float = 1.5, val_share: float = 0.05,
+                 shard_bytes: int = 256 << 20) -> None:
+        if not 0 <= val_share < 1:
+            raise CorpusError(f"val_share is {val_share}, but must be at least 0 and below 1")
+        self.out = Path(out)
         self.tokenizer = tokenizer
         self.val_share = val_share
         self.shard_bytes = shard_bytes
@@ -237,6 +243,7 @@ class _Writer:
 
     @property
     def items(self) -> int:
+        """How many items are in the corpus."""
         return self.counts["items"]
 
     def _begin(self) -> None:
@@ -274,8 +281,14 @@ class _Writer:
         self.lengths: dict[str, list[int]] = {"segment": [], "caption": []}
         self.sizes: Counter[str] = Counter()
         self.bytes = 0
+        self.since = time.monotonic()
 
     def add(self, item: CorpusItem) -> None:
+        """Write an item, or count why it cannot be.
+
+        Raises:
+            CorpusError: the corpus cannot be written, or features came without a backbone's key.
+        """
         if item.id in self.done:
             return
         if item.problem is not None:
@@ -301,7 +314,7 @@ class _Writer:
         timed = ~np.isnan(segment_times).any(1)
         unaligned = bool(len(times) and timed.any() and not (
             clips[timed, 1] > clips[timed, 0]).any())
-        row = {
+        row: dict[str, Any] = {
             "id": item.id, "group": group, "split": split, "unaligned": unaligned,
             "feature_row": self.sizes["features"], "views": len(features) if len(times) else 0,
             "clip_row": self.sizes["clips"], "clips": len(times),
@@ -328,7 +341,7 @@ class _Writer:
         pieces = sum(map(len, segments)) + sum(map(len, captions))
         self.counts["word_pieces"] += pieces
         self.bytes += features.nbytes + 4 * pieces
-        if self.bytes >= self.shard_bytes:
+        if self.bytes >= self.shard_bytes or time.monotonic() - self.since > _FLUSH_SECONDS:
             self._flush()
 
     def _clips(self, item: CorpusItem) -> tuple[np.ndarray, np.ndarray]:
@@ -419,6 +432,11 @@ class _Writer:
             path.write_text(json.dumps(asdict(self.info), indent=2) + "\n")
 
     def close(self) -> None:
+        """Finish the corpus.
+
+        Raises:
+            CorpusError: more than half of the items were skipped, or there is none.
+        """
         self._flush()
         if len(self.skipped) > self.items:
             reasons = Counter(skipped.reason for skipped in self.skipped).most_common(1)
@@ -516,7 +534,8 @@ class Corpus:
     Args:
         info: what is in it, added up.
         shards: the `.safetensors` files.
-        ids, groups, splits: (N,) of each item.
+        ids, splits: (N,) of each item.
+        groups: (N,) int64, the same where items show the same video.
         shard: (N,) the number of the file that each item is in.
         columns: (N,) each: `feature_row`, `views`, `clip_row`, `clips`, `segment_row`, `segments`,
             `caption_row`, `captions`: where an item's rows begin, and how many there are.
@@ -564,7 +583,11 @@ class Corpus:
         if len(joined["id"]) != info.items:
             raise CorpusError(f"{', '.join(map(str, paths))}: {len(joined['id'])} items, but "
                               f"corpus.json says {info.items}; make it again")
-        return cls(info, shards, joined["id"], joined["group"], joined["split"],
+        owner = np.repeat([str(paths.index(shard.parent)) for shard in shards],
+                          [len(row["id"]) for row in rows])
+        groups = np.unique(np.char.add(np.char.add(owner, "/"), joined["group"].astype(str)),
+                           return_inverse=True)[1]
+        return cls(info, shards, joined["id"], groups, joined["split"],
                    np.repeat(np.arange(len(rows)), [len(row["id"]) for row in rows]),
                    {name: joined[name] for name in _COLUMNS})
 

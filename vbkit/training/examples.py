@@ -39,8 +39,8 @@ __all__ = ["KINDS", "Batch", "BatchStream", "ExampleOptions", "Kind", "SpecialTo
 Kind = str
 """One of `KINDS`."""
 Batch = dict[str, Any]
-"""Tensors by the names of `VideoBertForPreTraining.forward`'s arguments, and `kind` and `ids`, the
-items that it was made of."""
+"""Tensors by the names of `VideoBertForPreTraining.forward`'s arguments; also its `kind`, the `ids`
+of the items that it was made of, and `counts`, how many predictions each loss is the mean of."""
 
 NOTHING = -100
 _POOL = 16  # batches that are drawn together and sorted by length, so that little is padding
@@ -420,6 +420,8 @@ class BatchStream:
                                          NOTHING)
         if kind == "joint" and self.options.negative_share:
             batch["alignment_labels"] = torch.tensor([int(bool(e.aligned)) for e in examples])
+        batch["counts"] = {loss: count(batch[name]) for loss, name, count in _COUNTS
+                           if name in batch}
         return batch
 
     def _visual(self, examples: list[_Example]) -> Batch:
@@ -459,6 +461,15 @@ class BatchStream:
         start = self.corpus.row(example.item, "feature_row")
         start += example.view * self.corpus.row(example.item, "clips")
         return self.visual_words[int(self.corpus.shard[example.item])][start + example.clips]
+
+
+def _labelled(labels: torch.Tensor) -> int:
+    return int((labels != NOTHING).sum())
+
+
+_COUNTS = (("words", "labels", _labelled), ("visual_words", "visual_labels", _labelled),
+           ("alignment", "alignment_labels", len), ("contrast", "text_ids", len),
+           ("caption", "caption_ids", len))
 
 
 def make_units(corpus: Corpus, split: str, options: ExampleOptions,

@@ -11,6 +11,8 @@ by it, so that a resumed run goes on to the losses that it would have had.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -20,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
+    IntervalStrategy,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -40,15 +44,15 @@ from transformers import (
     get_scheduler,
 )
 
-from vbkit.engine.bundle import Bundle, find_model
+from vbkit.engine.bundle import Bundle, choose_device, find_model
 from vbkit.errors import CorpusError, ModelError, TrainingError, UsageError
 from vbkit.model import VideoBertConfig, VideoBertProcessor
 from vbkit.model.modeling import VideoBertForPreTraining, bert_to_videobert
 from vbkit.model.processing import VIDEO_TOKEN
 from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary
-from vbkit.training.config import CONFIG_FILE, DEFAULT_MIXTURE, KINDS, PretrainConfig
+from vbkit.training.config import CONFIG_FILE, DEFAULT_MIXTURE, KINDS, LOSSES, PretrainConfig
 from vbkit.training.corpus import Corpus, tokenizer_key
-from vbkit.training.examples import Batch, BatchStream, SpecialTokens, make_units
+from vbkit.training.examples import NOTHING, Batch, BatchStream, SpecialTokens, make_units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +63,8 @@ __all__ = ["Plan", "PretrainResult", "Start", "pretrain", "start_from"]
 
 logger = logging.getLogger("vbkit")
 
+_GIVEN = frozenset({"backbone", "clip_seconds", "text_tower", "vocab_size", "pad_token_id",
+                    "cls_token_id", "sep_token_id", "mask_token_id", "video_token_id"})
 Logged = Callable[[Mapping[str, float]], None]
 
 
@@ -157,23 +163,19 @@ def start_from(config: PretrainConfig, manager: PluginManager | None = None,
 
 def _from_bert(config: PretrainConfig, manager: PluginManager, precision: str) -> Start:
     from transformers import AutoConfig, BertForMaskedLM
-    from transformers.utils import logging as transformers_logging
 
     source = str(config.init_text)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it lists what BERT has and VideoBERT lacks
     try:
-        theirs = AutoConfig.from_pretrained(source)
-        if theirs.model_type != "bert":
-            raise ModelError(f"{source} is a {theirs.model_type} model, not BERT")
-        bert, loading = BertForMaskedLM.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True)
+        with _quiet_transformers():  # it would list what BERT has and VideoBERT lacks
+            theirs = AutoConfig.from_pretrained(source)
+            if theirs.model_type != "bert":
+                raise ModelError(f"{source} is a {theirs.model_type} model, not BERT")
+            bert, loading = BertForMaskedLM.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True)
         tokenizer, video_token = videobert_tokenizer(source)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot start from the BERT checkpoint {source}: {reason}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     path = find_model(manager, config.backbone)
     donor_settings = _settings(path)
     donor = VideoBertConfig.from_dict(donor_settings)
@@ -280,6 +282,9 @@ def _configured(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Vide
 
     known = VideoBertConfig().to_dict()
     for name in changes:
+        if name in _GIVEN:
+            raise UsageError(f"model_config.{name} comes with the backbone and the tokenizer: it "
+                             "cannot be set")
         if name not in known:
             raise UsageError(f"model_config.{name} is no value of VideoBertConfig"
                              f"{close_matches(name, known)}")
@@ -343,12 +348,14 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
                           f"{corpus.info.feature_size} wide, but the model reads {width}")
     vocabulary = _vocabulary(config, start)
     if vocabulary is not None and start.model.config.visual_vocab_size != len(vocabulary):
-        config = config.replace(model_config={
+        sized = config.replace(model_config={
             **config.model_config, "visual_vocab_size": len(vocabulary)})
-        start = start_from(config, manager, corpus.info.precision)
-        start.files.pop(VOCABULARY_FILE, None)
+        start = start_from(sized, manager, corpus.info.precision)
+    start.files.pop(VOCABULARY_FILE, None)  # the chosen one is saved with the model
+    if vocabulary is None:
+        _standardise(start.model, corpus)
     model = start.model.config
-    options = dataclass_replace(
+    options = dataclasses.replace(
         config.examples,
         max_clips=min(config.examples.max_clips, model.max_visual_positions),
         max_text_tokens=min(config.examples.max_text_tokens, model.max_position_embeddings - 1),
@@ -356,7 +363,7 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
                                model.max_decoder_positions + 1))
     aligned = config.loss_weights.get("alignment", 1.0) > 0
     if not aligned and options.negative_share:
-        options = dataclass_replace(options, negative_share=0.0)
+        options = dataclasses.replace(options, negative_share=0.0)
     config = config.replace(examples=options)
     caption_words = _shortlist(start.model, corpus)
     counts = {kind: len(units) for kind, units in
@@ -381,15 +388,9 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
     return Plan(config, start, corpus, vocabulary, train, val, counts, steps)
 
 
-def dataclass_replace(value: Any, **changes: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(value, **changes)
-
-
 def _vocabulary(config: PretrainConfig, start: Start) -> VisualVocabulary | None:
     source = Path(config.vocabulary) if config.vocabulary else start.files.get(VOCABULARY_FILE)
-    if source is None:
+    if source is None or config.model_config.get("visual_vocab_size") == 0:
         return None
     vocabulary = VisualVocabulary.load(source, backbone=start.backbone or None)
     model = start.model.config
@@ -401,6 +402,31 @@ def _vocabulary(config: PretrainConfig, start: Start) -> VisualVocabulary | None
                          "change under them: freeze videobert.clip_projection, or build a "
                          "vocabulary of features (vbkit vocab --space features)")
     return vocabulary
+
+
+def _standardise(model: VideoBertForPreTraining, corpus: Corpus) -> None:
+    """Give a model that knows no mean and deviation of its features those of the corpus.
+
+    Where there is a visual vocabulary they stay as they are: its words depend on them.
+    """
+    encoder = model.videobert
+    if bool(encoder.feature_mean.any()) or bool((encoder.feature_std != 1).any()):
+        return
+    width = model.config.visual_feature_size
+    total, squares, count = (torch.zeros(width, dtype=torch.float64) for _ in range(3))
+    for shard in range(len(corpus.shards)):
+        rows = torch.from_numpy(corpus.tensors(shard)["clip_features"])
+        for part in rows.split(4096) if rows.shape[-1] else ():
+            part = part[:, :width].double()
+            total += part.sum(0)
+            squares += part.square().sum(0)
+            count += len(part)
+    if not bool(count.any()):
+        return
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    encoder.feature_mean.copy_(mean)
+    encoder.feature_std.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
 
 
 def assign_words(corpus: Corpus, vocabulary: VisualVocabulary,
@@ -431,11 +457,11 @@ def _shortlist(model: VideoBertForPreTraining, corpus: Corpus) -> np.ndarray | N
     size = len(decoder.shortlist)
     if torch.equal(decoder.shortlist.cpu(), torch.arange(size)):
         counts = np.zeros(model.config.vocab_size, np.int64)
-        for shard in range(len(corpus.shards)):
-            items = np.flatnonzero((corpus.shard == shard) & (corpus.splits == "train"))
-            for item in items:
-                for number in range(corpus.row(int(item), "captions")):
-                    np.add.at(counts, corpus.text(int(item), "caption", number), 1)
+        for item in np.flatnonzero(corpus.splits == "train"):
+            pieces = [corpus.text(int(item), "caption", number)
+                      for number in range(corpus.row(int(item), "captions"))]
+            if pieces:
+                counts += np.bincount(np.concatenate(pieces), minlength=len(counts))
         counts[model.config.sep_token_id] = counts.max() + 1
         most = np.argsort(-counts, kind="stable")[:size]
         decoder.set_shortlist(torch.from_numpy(np.sort(most)))
@@ -507,13 +533,17 @@ class _Trainer(Trainer):
     Its own loaders, samplers and data skipping are not used: a batch is a function of its number.
     """
 
-    def __init__(self, plan: Plan, logged: Logged | None, **kwargs: Any) -> None:
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
+
+    def __init__(self, plan: Plan, logged: Logged, first: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.plan = plan
         self.logged = logged
-        self.first = 0
+        self.first = first  # batch
         self.model_accepts_loss_kwargs = False  # a batch counts as one, however long
-        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        self._sums: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._tokens = 0
         self._since = time.perf_counter()
 
@@ -545,7 +575,7 @@ class _Trainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: Any = None) -> Any:
-        kind, ids, step = inputs.pop("kind"), inputs.pop("ids"), inputs.pop("step")
+        kind, ids, step, counts = map(inputs.pop, ("kind", "ids", "step", "counts"))
         # dropout, too, is a function of the batch's number
         torch.manual_seed(hash((self.plan.config.seed, step, self.args.process_index)) % 2**62)
         output = model(**inputs, loss_weights=self.plan.config.loss_weights)
@@ -561,7 +591,7 @@ class _Trainer(Trainer):
             raise UsageError(f"batches of kind {kind!r} reach no parameter that is trained: take "
                              "them out of the mixture, or freeze less")
         for name, value in output.losses.items():
-            self._sums[name].append(value.detach())
+            self._sums[name].append((value.detach(), counts[name]))
         self._tokens += _tokens(inputs)
         return (loss, output) if return_outputs else loss
 
@@ -570,12 +600,14 @@ class _Trainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= {f"{name}_loss": torch.stack(values).mean().item()
-                     for name, values in self._sums.items()}
+            for name, values in self._sums.items():
+                count = sum(each for _, each in values)
+                if count:
+                    logs[f"{name}_loss"] = float(sum(v * each for v, each in values)) / count
             logs["tokens_per_second"] = self._tokens / max(1e-9, time.perf_counter() - self._since)
         self._forget()
         super().log(logs, None)
-        if self.logged is not None and self.is_world_process_zero():
+        if self.is_world_process_zero():
             self.logged({"step": self.state.global_step, **logs})
 
     def _forget(self) -> None:
@@ -597,34 +629,38 @@ class _Trainer(Trainer):
     def _measure(self, stream: BatchStream) -> dict[str, float]:
         """Mean losses over validation batches, and how many hidden words are found."""
         model = self.model.eval()
-        names = ["words", "visual_words", "alignment", "contrast", "caption", "correct", "hidden",
-                 "loss", "batches"]
-        sums = torch.zeros(len(names), 2, dtype=torch.float64)
+        names = [*LOSSES, "word_accuracy", *stream.kinds]
+        sums = torch.zeros(len(names), 2, dtype=torch.float64)  # totals, and of how many
+
+        def add(name: str, total: float, count: int) -> None:
+            sums[names.index(name)] += torch.tensor([total, count], dtype=torch.float64)
+
         for kind in stream.kinds:
             for number in range(min(self.plan.config.eval_batches, stream.batches_per_epoch(kind))):
                 if number % stream.world != stream.rank:
                     continue
                 batch = self._prepare_inputs(stream.batch_of(kind, number))
-                batch.pop("kind"), batch.pop("ids")
+                counts = batch.pop("counts")
+                del batch["kind"], batch["ids"]
                 with self.compute_loss_context_manager():
                     output = model(**batch, loss_weights=self.plan.config.loss_weights)
+                add(kind, float(output.loss), 1)
                 for name, value in output.losses.items():
-                    sums[names.index(name)] += torch.tensor([float(value), 1])
-                share = stream.mixture[kind]
-                sums[names.index("loss")] += torch.tensor([float(output.loss) * share, share])
-                if "labels" in batch:
-                    wanted = batch["labels"][batch["labels"] != -100]
-                    sums[names.index("correct")] += torch.tensor([
-                        float((output.word_logits.argmax(-1) == wanted).sum()), len(wanted)])
+                    add(name, float(value) * counts[name], counts[name])
+                if counts.get("words"):
+                    wanted = batch["labels"][batch["labels"] != NOTHING]
+                    found = output.word_logits.argmax(-1) == wanted
+                    add("word_accuracy", float(found.sum()), len(wanted))
         if self.args.world_size > 1:
             dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
             sums = self.accelerator.reduce(sums.to(self.args.device, dtype), "sum").cpu()
-        found = {name: float(total / count) for name, (total, count)
+        means = {name: float(total / count) for name, (total, count)
                  in zip(names, sums, strict=True) if count > 0}
-        if "correct" in found:
-            found["word_accuracy"] = found.pop("correct")
-        return {name if name in ("loss", "word_accuracy") else f"{name}_loss": value
-                for name, value in found.items()}
+        shares = {kind: stream.mixture[kind] for kind in stream.kinds if kind in means}
+        loss = sum(means[kind] * share for kind, share in shares.items()) / sum(shares.values())
+        return {"loss": loss} | {
+            name if name == "word_accuracy" else f"{name}_loss": value
+            for name, value in means.items() if name in LOSSES or name == "word_accuracy"}
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
@@ -709,15 +745,12 @@ def pretrain(
     freeze(plan.start.model, config.frozen)
     arguments.max_steps = plan.steps
     if plan.val is None:
-        arguments.eval_strategy = arguments.eval_strategy.__class__("no")
-    if arguments.process_index == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / CONFIG_FILE)
-    callbacks: list[TrainerCallback] = []
-    if config.patience:
-        callbacks.append(EarlyStoppingCallback(config.patience))
-    if profile:
-        callbacks.append(_Profile(folder / "profile"))
+        arguments.eval_strategy = IntervalStrategy.NO
+    main = arguments.process_index == 0
+    first = 0
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        first = state["global_step"] * config.accumulation
 
     def log(numbers: Mapping[str, float]) -> None:
         with (folder / "log.jsonl").open("a") as file:
@@ -725,22 +758,72 @@ def pretrain(
         if logged is not None:
             logged(numbers)
 
-    trainer = _Trainer(plan, log, model=plan.start.model, args=arguments, callbacks=callbacks,
-                       eval_dataset=[0] if plan.val is not None else None, data_collator=_only)
-    for each in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(each)
-    if checkpoint is not None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        trainer.first = state["global_step"] * config.accumulation
-    if planned is not None and arguments.process_index == 0:
-        planned(plan)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    metrics = next(({name: value for name, value in row.items() if name.startswith("eval_")}
-                    for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
-    if arguments.process_index == 0:
-        save_bundle(plan, trainer.model, folder)
+    with _readable_errors(folder), _quiet_transformers():
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            config.save(folder / CONFIG_FILE)
+        trainer = _Trainer(
+            plan, log, first, model=plan.start.model, args=arguments, data_collator=_only,
+            callbacks=_callbacks(config, folder, main, profile, first // config.accumulation),
+            eval_dataset=[0] if plan.val is not None else None)
+        for each in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(each)
+        if planned is not None and main:
+            planned(plan)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if main:
+            save_bundle(plan, trainer.model, folder)
+    evaluations = [{name: value for name, value in row.items() if name.startswith("eval_")}
+                   for row in trainer.state.log_history if "eval_loss" in row]
+    metrics = {}
+    if evaluations:
+        metrics = (min(evaluations, key=lambda row: row["eval_loss"]) if config.patience
+                   else evaluations[-1])
     return PretrainResult(folder, trainer.state.global_step, metrics,
                           trainer.state.global_step < plan.steps, time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def _readable_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise TrainingError(f"cannot write to {folder}: {str(error).splitlines()[0]}; free some "
+                            "space, and go on with --resume") from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its bars and remarks: what there is to say is said through `logged`."""
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+def _callbacks(config: PretrainConfig, folder: Path, main: bool, profile: bool,
+               first: int) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = []
+    if config.patience:
+        callbacks.append(EarlyStoppingCallback(config.patience))
+    if profile and main:
+        callbacks.append(_Profile(folder / "profile"))
+    if main and find_spec("tensorboard") is not None:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        callbacks.append(TensorBoardCallback(
+            SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1 if first else None)))
+    return callbacks
 
 
 def _resumable(folder: Path, config: PretrainConfig, resume: bool) -> Path | None:
@@ -771,11 +854,13 @@ def _resumable(folder: Path, config: PretrainConfig, resume: bool) -> Path | Non
 
 
 def _arguments(config: PretrainConfig, folder: Path, device: str) -> TrainingArguments:
-    from importlib.util import find_spec
-
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise UsageError(f"device {device!r} is none of auto, cpu, cuda, mps; choose among several "
+                         "GPUs with CUDA_VISIBLE_DEVICES")
+    choose_device(device)
     evaluating = "steps" if config.eval_every else "no"
     save_every = config.eval_every if config.patience else config.save_every
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=config.accumulation,
@@ -801,9 +886,12 @@ def _arguments(config: PretrainConfig, folder: Path, device: str) -> TrainingArg
         dataloader_num_workers=config.workers,
         ddp_find_unused_parameters=True,
         disable_tqdm=True,
-        report_to=["tensorboard"] if find_spec("tensorboard") else [],
+        report_to=[],
         use_cpu=device == "cpu",
     )
+    if arguments.device.type == "cuda":
+        arguments._n_gpu = 1  # a process has one GPU; for several there is torchrun
+    return arguments
 
 
 class _Profile(TrainerCallback):
