@@ -226,11 +226,9 @@ class _Reporter:
             _say(line)
         total = sum(plan.config.mixture.values())
         for kind, weight in plan.config.mixture.items():
-            held = len(plan.val.units(kind)) if plan.val is not None and kind in plan.val.kinds \
-                else 0
             size = plan.train.batch_sizes[kind]
             _say(f"batches: {weight / total:4.0%} {kind}, {size} of {plan.units[kind]:,} "
-                 f"examples each ({held:,} for validation)")
+                 f"examples each ({plan.val_units[kind]:,} for validation)")
         if plan.vocabulary is not None:
             _say(f"visual words: {len(plan.vocabulary):,}")
         for note in plan.start.notes:

@@ -603,6 +603,21 @@ class Corpus:
             self._open[shard] = _open_shard(self.shards[shard])
         return self._open[shard]
 
+    def feature_batches(self, split: Split = "train", size: int = 4096) -> Iterator[np.ndarray]:
+        """All clip features of a split, every view, (n, Dv) float16 with n up to about `size`."""
+        for shard in range(len(self.shards)):
+            features = self.tensors(shard)["clip_features"]
+            rows = []
+            for item in np.flatnonzero((self.shard == shard) & (self.splits == split)):
+                start = self.row(int(item), "feature_row")
+                count = self.row(int(item), "views") * self.row(int(item), "clips")
+                rows.append(features[start : start + count])
+                if sum(map(len, rows)) >= size:
+                    yield np.concatenate(rows)
+                    rows = []
+            if any(map(len, rows)):
+                yield np.concatenate(rows)
+
     def row(self, item: int, name: str) -> int:
         return int(self.columns[name][item])
 

@@ -164,7 +164,7 @@ class BatchStream:
         self._counts: list[tuple[int, ...]] = []
         self._credit = [0.0] * len(self.kinds)
         self._orders: dict[tuple[str, int], np.ndarray] = {}
-        self._pools: dict[str, tuple[int, list[list[_Example]]]] = {}
+        self._pools: dict[str, Any] = {}
         for kind in self.kinds:
             if not len(self.units(kind)):
                 raise CorpusError(f"the corpus has nothing for batches of kind {kind!r} in its "
@@ -217,24 +217,24 @@ class BatchStream:
 
     def batch_of(self, kind: Kind, number: int) -> Batch:
         """The batch of a kind, by its number among those."""
-        per_epoch = self.batches_per_epoch(kind)
-        epoch, place = divmod(number, per_epoch)
-        pool_size = 1 if kind == "contrast" else _POOL
-        first = place // pool_size
-        pools_per_epoch = -(-per_epoch // pool_size)
-        pool = epoch * pools_per_epoch + first
-        if self._pools.get(kind, (-1, []))[0] != pool:
-            batches = min(pool_size, per_epoch - first * pool_size)
-            self._pools[kind] = pool, self._pool(kind, epoch, first * pool_size, batches)
-        return self._collate(kind, self._pools[kind][1][place % pool_size])
+        epoch, place = divmod(number, self.batches_per_epoch(kind))
+        units = self.units(kind)
+        rng = self._rng(kind, epoch, 1, place)
+        make = getattr(self, f"_{kind}")
+        chosen, lengths = self._chosen(kind, epoch, place)
+        return self._collate(kind, [make(units, int(unit), int(length), rng)
+                                    for unit, length in zip(chosen, lengths, strict=True)])
+
+    def _rng(self, kind: Kind, *parts: int) -> np.random.Generator:
+        split = 0 if self.split == "train" else 1
+        return np.random.default_rng([self.seed, split, KINDS.index(kind), *parts])
 
     def _order(self, kind: Kind, epoch: int) -> np.ndarray:
         """The units of an epoch, in their order; for the contrast, one of each group."""
         key = (kind, epoch)
         if key not in self._orders:
-            rng = self._rng(kind, epoch, 0)
             units = self.units(kind)
-            order = rng.permutation(len(units))
+            order = self._rng(kind, epoch, 0).permutation(len(units))
             if kind == "contrast":
                 groups = self.corpus.groups[units.item[order]]
                 order = order[np.sort(np.unique(groups, return_index=True)[1])]
@@ -242,34 +242,44 @@ class BatchStream:
             self._orders[key] = order
         return self._orders[key]
 
-    def _rng(self, kind: Kind, epoch: int, part: int) -> np.random.Generator:
-        split = 0 if self.split == "train" else 1
-        return np.random.default_rng([self.seed, split, KINDS.index(kind), epoch, part])
+    def _chosen(self, kind: Kind, epoch: int, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """The units of a batch, and how many word pieces neighbours may fill in each.
 
-    def _pool(self, kind: Kind, epoch: int, first: int, batches: int) -> list[list[_Example]]:
-        """Batches of an epoch from the first, each of examples of about one length."""
+        Units of about one length come together, so that little is padding. For the contrast they
+        do not: texts of one length would be easier told from others than from each other.
+        """
         size = self.batch_sizes[kind]
-        chosen = self._order(kind, epoch)[first * size : (first + batches) * size]
-        rng = self._rng(kind, epoch, 1 + first)
-        make = getattr(self, f"_{kind}")
-        units = self.units(kind)
-        examples = [make(units, int(unit), rng) for unit in chosen]
-        if batches == 1:
-            return [examples]
-        examples.sort(key=lambda example: example.length)
-        made = [examples[start : start + size] for start in range(0, len(examples), size)]
-        return [made[index] for index in rng.permutation(len(made))]
+        pool = 1 if kind == "contrast" else _POOL
+        first = place // pool * pool
+        key = (kind, epoch, first)
+        if self._pools.get(kind, (None,))[0] != key:
+            rng = self._rng(kind, epoch, 2, first)
+            batches = min(pool, self.batches_per_epoch(kind) - first)
+            units = self._order(kind, epoch)[first * size : (first + batches) * size]
+            found = self.units(kind)
+            room = self.options.max_text_tokens - 2
+            wanted = rng.integers(1, room + 1, len(units))
+            alone = (rng.random(len(units)) >= self.options.join) | found.captions[units]
+            wanted[alone if kind in ("joint", "text") else slice(None)] = 0
+            if batches > 1:
+                order = np.argsort(np.maximum(found.length[units], wanted), kind="stable")
+                units, wanted = units[order], wanted[order]
+            self._pools[kind] = key, units, wanted, rng.permutation(batches)
+        _, units, wanted, order = self._pools[kind]
+        start = int(order[place - first]) * size
+        return units[start : start + size], wanted[start : start + size]
 
     # --- examples -----------------------------------------------------------------------------
 
-    def _joint(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+    def _joint(self, units: Units, unit: int, length: int,
+               rng: np.random.Generator) -> _Example:
         item = int(units.item[unit])
         options = self.options
-        text, first, last = self._passage(units, unit, rng, paired=True)
+        text, first, last = self._passage(units, unit, length, rng, paired=True)
         clips = self._subsample(first, last, rng)
         aligned = True
         if options.negative_share and rng.random() < options.negative_share:
-            other = self._other_text(units, unit, first, last, rng)
+            other = self._other_text(units, unit, length, first, last, rng)
             if other is not None:
                 text, aligned = other, False
         example = self._masked(item, text, rng, self.tokens.video)
@@ -282,16 +292,18 @@ class BatchStream:
             example.labels[:] = NOTHING  # the clips say nothing of another's words
         return example
 
-    def _text(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
-        text, _, _ = self._passage(units, unit, rng, paired=False)
+    def _text(self, units: Units, unit: int, length: int,
+              rng: np.random.Generator) -> _Example:
+        text, _, _ = self._passage(units, unit, length, rng, paired=False)
         return self._masked(int(units.item[unit]), text, rng, self.tokens.sep)
 
-    def _video(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+    def _video(self, units: Units, unit: int, length: int,
+               rng: np.random.Generator) -> _Example:
         item, start = int(units.item[unit]), int(units.number[unit])
         count = self.corpus.row(item, "clips")
-        clips = self._subsample(start, count, rng)
-        if len(clips) < 2:
-            clips = np.arange(max(0, min(start, count - 2)), count)[: self.options.max_clips]
+        start = min(start, count - 2)  # one clip alone says nothing of a hidden one
+        step = min(int(rng.integers(1, self.options.max_step + 1)), count - 1 - start)
+        clips = np.arange(start, count, step)[: self.options.max_clips]
         hidden = rng.random(len(clips)) < rng.uniform(*self.options.visual_mask_rate)
         if not hidden.any():
             hidden[rng.integers(len(clips))] = True
@@ -300,10 +312,12 @@ class BatchStream:
         text = np.array([self.tokens.cls, self.tokens.video], np.int32)
         return _Example(item, text, clips, self._view(item, rng), visual_masked=hidden)
 
-    def _contrast(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+    def _contrast(self, units: Units, unit: int, length: int,
+                  rng: np.random.Generator) -> _Example:
         return self._whole(units, unit, rng)
 
-    def _caption(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
+    def _caption(self, units: Units, unit: int, length: int,
+                 rng: np.random.Generator) -> _Example:
         return self._whole(units, unit, rng)
 
     def _whole(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
@@ -319,10 +333,10 @@ class BatchStream:
         text = np.concatenate([[self.tokens.cls], ids[:room], [self.tokens.sep]]).astype(np.int32)
         return _Example(item, text, self._subsample(first, last, rng), self._view(item, rng))
 
-    def _passage(self, units: Units, unit: int, rng: np.random.Generator,
+    def _passage(self, units: Units, unit: int, length: int, rng: np.random.Generator,
                  paired: bool) -> tuple[np.ndarray, int, int]:
-        """Word pieces of a caption, or of a segment and neighbours, and the clips `[first, last)`
-        that go with them."""
+        """Word pieces of a caption, or of a segment and neighbours up to a length, and the clips
+        `[first, last)` that go with them."""
         item, number = int(units.item[unit]), int(units.number[unit])
         room = self.options.max_text_tokens - 2
         if units.captions[unit]:
@@ -331,21 +345,21 @@ class BatchStream:
         pieces = [self.corpus.text(item, "segment", number)]
         spans = self.corpus.segment_clips(item)
         first, last = map(int, spans[number])
-        if rng.random() < self.options.join:
-            wanted = rng.integers(1, room + 1)
-            total = len(pieces[0])
-            for index in range(number + 1, len(spans)):
-                if paired and spans[index, 1] <= spans[index, 0]:
+        total = len(pieces[0])
+        for index in range(number + 1, len(spans) if total < length else 0):
+            ids = self.corpus.text(item, "segment", index)
+            total += len(ids)
+            if total > length:
+                break
+            if paired:
+                begin, end = min(first, int(spans[index, 0])), max(last, int(spans[index, 1]))
+                if spans[index, 1] <= spans[index, 0] or end - begin > self.options.max_clips:
                     break
-                ids = self.corpus.text(item, "segment", index)
-                if total + len(ids) > wanted:
-                    break
-                total += len(ids)
-                pieces.append(ids)
-                first, last = min(first, int(spans[index, 0])), max(last, int(spans[index, 1]))
+                first, last = begin, end
+            pieces.append(ids)
         return _cut(np.concatenate(pieces), room, rng), first, last
 
-    def _other_text(self, units: Units, unit: int, first: int, last: int,
+    def _other_text(self, units: Units, unit: int, length: int, first: int, last: int,
                     rng: np.random.Generator) -> np.ndarray | None:
         """A passage of another video, or from elsewhere in this one; None where there is none."""
         item = int(units.item[unit])
@@ -364,18 +378,16 @@ class BatchStream:
         for _ in range(20):
             other = int(rng.integers(len(units)))
             if self.corpus.groups[units.item[other]] != group:
-                return self._passage(units, other, rng, paired=True)[0]
+                return self._passage(units, other, length, rng, paired=True)[0]
         return None
 
     def _subsample(self, first: int, last: int, rng: np.random.Generator) -> np.ndarray:
-        """Numbers of clips in `[first, last)`, at a step of 1 to `max_step`, at most `max_clips`
-        of them: a stretch drawn at random where there are more."""
-        step = int(rng.integers(1, self.options.max_step + 1))
-        step = min(step, last - first)
-        clips = np.arange(first + int(rng.integers(step)), last, step)
-        spare = len(clips) - self.options.max_clips
-        start = int(rng.integers(spare + 1)) if spare > 0 else 0
-        return clips[start : start + self.options.max_clips]
+        """Numbers of clips over `[first, last)`, at a step of 1 to `max_step`, or at one so large
+        that they are no more than `max_clips`."""
+        count = last - first
+        step = min(int(rng.integers(1, self.options.max_step + 1)), count)
+        step = max(step, -(-count // self.options.max_clips))
+        return np.arange(first + int(rng.integers(min(step, count))), last, step)
 
     def _view(self, item: int, rng: np.random.Generator) -> int:
         views = self.corpus.row(item, "views")

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +50,14 @@ from vbkit.model import VideoBertConfig, VideoBertProcessor
 from vbkit.model.modeling import VideoBertForPreTraining, bert_to_videobert
 from vbkit.model.processing import VIDEO_TOKEN
 from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary
-from vbkit.training.config import CONFIG_FILE, DEFAULT_MIXTURE, KINDS, LOSSES, PretrainConfig
+from vbkit.training.config import (
+    CONFIG_FILE,
+    DEFAULT_MIXTURE,
+    KINDS,
+    LOSSES,
+    ExampleOptions,
+    PretrainConfig,
+)
 from vbkit.training.corpus import Corpus, tokenizer_key
 from vbkit.training.examples import NOTHING, Batch, BatchStream, SpecialTokens, make_units
 
@@ -65,6 +72,9 @@ logger = logging.getLogger("vbkit")
 
 _GIVEN = frozenset({"backbone", "clip_seconds", "text_tower", "vocab_size", "pad_token_id",
                     "cls_token_id", "sep_token_id", "mask_token_id", "video_token_id"})
+_FREE = frozenset({"log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints",
+                   "workers", "save_dtype"})
+"""What may change when a run is resumed: the losses do not depend on it."""
 Logged = Callable[[Mapping[str, float]], None]
 
 
@@ -97,7 +107,8 @@ class Plan:
         corpus: what it is trained on.
         vocabulary: the visual words, or None.
         train, val: the batches; `val` is None where the corpus has no validation items.
-        units: number of units of each kind in the training split.
+        units, val_units: how many examples of each kind there are to train on, and to validate
+            with; of the contrast, how many videos.
         steps: optimizer steps.
     """
 
@@ -108,6 +119,7 @@ class Plan:
     train: BatchStream
     val: BatchStream | None
     units: dict[str, int]
+    val_units: dict[str, int]
     steps: int
 
 
@@ -366,8 +378,7 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
         options = dataclasses.replace(options, negative_share=0.0)
     config = config.replace(examples=options)
     caption_words = _shortlist(start.model, corpus)
-    counts = {kind: len(units) for kind, units in
-              make_units(corpus, "train", options).items()}
+    counts = _counted(corpus, "train", options, KINDS)
     config = config.replace(mixture=_mixture(config, counts, model, vocabulary))
     visual_words = None if vocabulary is None else assign_words(
         corpus, vocabulary, start.model)
@@ -379,13 +390,22 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
         "feed_words": model.visual_input != "features", "caption_words": caption_words,
         "rank": rank, "world": world}
     train = BatchStream(mixture=config.mixture, **common)
-    held = make_units(corpus, "val", options, list(config.mixture))
-    val_mixture = {kind: weight for kind, weight in config.mixture.items() if len(held[kind])}
+    held = _counted(corpus, "val", options, list(config.mixture))
+    val_mixture = {kind: weight for kind, weight in config.mixture.items()
+                   if held[kind] >= (2 if kind == "contrast" else 1)}
     val = BatchStream(mixture=val_mixture, split="val", **common) if val_mixture else None
     if val is None and config.patience:
         raise UsageError("patience needs validation items, and the corpus has none")
     steps = config.steps or _epoch_steps(train, config)
-    return Plan(config, start, corpus, vocabulary, train, val, counts, steps)
+    return Plan(config, start, corpus, vocabulary, train, val, counts, held, steps)
+
+
+def _counted(corpus: Corpus, split: str, options: ExampleOptions,
+             kinds: Sequence[str]) -> dict[str, int]:
+    """How many examples of each kind there are; of the contrast, how many videos with text."""
+    units = make_units(corpus, split, options, kinds)
+    return {kind: len(np.unique(corpus.groups[found.item])) if kind == "contrast" else len(found)
+            for kind, found in units.items()}
 
 
 def _vocabulary(config: PretrainConfig, start: Start) -> VisualVocabulary | None:
@@ -485,8 +505,10 @@ def _mixture(config: PretrainConfig, counts: Mapping[str, int], model: VideoBert
         lacking["video"] = "it needs a visual vocabulary (vbkit vocab)"
     if not model.num_decoder_layers:
         lacking["caption"] = "the model has no decoder (model_config.num_decoder_layers)"
+    if model.text_tower is not None:
+        lacking["contrast"] = "the model leaves texts to a text tower"
     for kind in KINDS:
-        if not counts[kind]:
+        if counts[kind] < (2 if kind == "contrast" else 1):
             lacking.setdefault(kind, "the training split of the corpus has nothing for it")
     wanted = {kind: weight for kind, weight in config.mixture.items() if weight}
     for kind in wanted:
@@ -604,7 +626,9 @@ class _Trainer(Trainer):
                 count = sum(each for _, each in values)
                 if count:
                     logs[f"{name}_loss"] = float(sum(v * each for v, each in values)) / count
-            logs["tokens_per_second"] = self._tokens / max(1e-9, time.perf_counter() - self._since)
+            logs["tokens_per_second"] = (
+                self._tokens * self.args.world_size
+                / max(1e-9, time.perf_counter() - self._since))
         self._forget()
         super().log(logs, None)
         if self.is_world_process_zero():
@@ -762,6 +786,7 @@ def pretrain(
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             config.save(folder / CONFIG_FILE)
+            _trim(folder / "log.jsonl", first // config.accumulation)
         trainer = _Trainer(
             plan, log, first, model=plan.start.model, args=arguments, data_collator=_only,
             callbacks=_callbacks(config, folder, main, profile, first // config.accumulation),
@@ -781,6 +806,14 @@ def pretrain(
                    else evaluations[-1])
     return PretrainResult(folder, trainer.state.global_step, metrics,
                           trainer.state.global_step < plan.steps, time.perf_counter() - began)
+
+
+def _trim(log: Path, step: int) -> None:
+    """Take the lines after a step out of a log."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines()
+                 if line.endswith("}") and json.loads(line)["step"] <= step]
+        log.write_text("".join(f"{line}\n" for line in lines))
 
 
 @contextlib.contextmanager
@@ -829,21 +862,20 @@ def _callbacks(config: PretrainConfig, folder: Path, main: bool, profile: bool,
 def _resumable(folder: Path, config: PretrainConfig, resume: bool) -> Path | None:
     """The checkpoint to go on from, or None."""
     path = folder / CONFIG_FILE
-    if not path.exists():
+    if not resume:
+        if (folder / "checkpoints").exists() or (folder / "model.safetensors").exists():
+            raise UsageError(f"{folder} holds a model or an unfinished training already: go on "
+                             "with it (--resume), or name another folder")
         return None
+    if not path.exists():
+        raise UsageError(f"{folder} holds no training to go on with: it has no {CONFIG_FILE}")
+    before, now = PretrainConfig.from_file(path).to_dict(), config.to_dict()
+    changed = [name for name in now if now[name] != before[name] and name not in _FREE]
+    if changed:
+        raise UsageError(f"the training in {folder} began with another {', '.join(changed)}: it "
+                         "can only go on as it began")
     checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"),
                          key=lambda each: int(each.name.rpartition("-")[2]), reverse=True)
-    if not resume:
-        if checkpoints:
-            raise TrainingError(f"{folder} holds a training already: go on with it (--resume), or "
-                                "name another folder")
-        return None
-    before = PretrainConfig.from_file(path)
-    if before != config:
-        changed = [name for name, value in config.to_dict().items()
-                   if before.to_dict()[name] != value]
-        raise TrainingError(f"{folder} was trained with another {', '.join(changed)}: a run goes "
-                            "on as it began")
     for each in checkpoints:
         try:
             json.loads((each / "trainer_state.json").read_text())  # written last
