@@ -1,7 +1,8 @@
 """Measure vbkit's speed and memory, and write the numbers into docs/benchmarks.md.
 
     python -m benchmarks              all of them (about half an hour on two cores)
-    python -m benchmarks startup      one: startup, backbone, tasks, second, overlap, memory, batch
+    python -m benchmarks startup      one: startup, backbone, tasks, second, overlap, memory, batch,
+                                      pretraining
 
 Nothing else should run on the machine meanwhile.
 """
@@ -218,9 +219,18 @@ def batch(folder: Path) -> Iterator[Measurement]:
     yield Measurement("largest difference of a score, alone and among others", largest, "", 1e-4)
 
 
+def pretraining(folder: Path) -> Iterator[Measurement]:
+    """A pretraining step beside transformers' BERT of the same size."""
+    from benchmarks.pretraining import measure
+
+    for row in measure(folder):
+        yield Measurement(*row)
+
+
 BENCHMARKS: dict[str, Callable[[Path], Iterator[Measurement]]] = {
     function.__name__: function
-    for function in (startup, backbone, tasks, second, overlap, batch, memory)
+    for function in (startup, backbone, tasks, second, overlap, batch, memory,
+                     pretraining)
 }
 
 
