@@ -18,13 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["Clusters", "LloydState", "cluster_sums", "fit", "half_norms", "kmeans_plus_plus",
-           "nearest", "squared_norms"]
+           "nearest", "principal_axes", "squared_norms"]
 
-_CPU_BLOCK = 1 << 18  # scores in one block: 1 MiB, which stays in the second-level cache
+_CPU_BLOCK = 1 << 18  # scores in one block, which then stay in the cache
 _GPU_BLOCK = 1 << 26
+_LEAST_ROWS = 1024  # of a block: fewer do not make a matrix product worth its start
 _SUM_ROWS = 1 << 16  # rows summed in float32 before float64 takes over
 _SEED_POINTS = 16  # points a centroid that k-means++ looks at
 _STAGES = (64, 256)  # points a centroid of the first stages
+_REDUCE_FROM = 32  # centroids from which distances in few dimensions pay
+_REDUCED_SIZE = 128
+_REDUCED_TOLERANCE = 3e-4  # an iteration costs little there
+_REFINED_TOLERANCE = 3e-3  # and little is left to gain by an exact one after it
+_AXES_POINTS = 8192
 _SAME = 1e-6  # squared distances below this share of |a|² + |b|² are rounding
 
 
@@ -67,7 +73,7 @@ def half_norms(centroids: Tensor) -> Tensor:
 
 def squared_norms(x: Tensor) -> Tensor:
     """(n,): |x|², without a copy of `x`."""
-    return torch.linalg.vecdot(x, x)
+    return torch.linalg.vector_norm(x, dim=1).square_()
 
 
 def nearest(x: Tensor, centroids: Tensor, half: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,7 +91,7 @@ def nearest(x: Tensor, centroids: Tensor, half: Tensor | None = None) -> tuple[T
     ids = torch.empty(len(x), dtype=torch.int64, device=x.device)
     scores = torch.empty(len(x), device=x.device)
     block = _CPU_BLOCK if x.device.type == "cpu" else _GPU_BLOCK
-    rows = max(64, block // max(1, len(centroids)))
+    rows = max(_LEAST_ROWS, block // max(1, len(centroids)))
     columns = centroids.T
     for start in range(0, len(x), rows):
         end = start + rows
@@ -154,38 +160,81 @@ def fit(
     state: LloydState | None = None,
     on_iteration: Callable[[LloydState], None] | None = None,
 ) -> Clusters:
-    """Cluster points by Lloyd's algorithm, first on few of them.
+    """Cluster points by Lloyd's algorithm, first on few of them, and in few dimensions.
 
     Centroids found on 64 points each are nearly right, so most iterations are spent there, fewer
-    on 256 each, and two or three on all points. An empty cluster is seeded anew from the point that
-    is farthest from its centroid.
+    on 256 each, and two or three on all points. Where many centroids make distances dear, those
+    first stages see the points' 128 principal components only, which keeps the distortion of
+    clusterings nearly as it is (Cohen et al., STOC 2015); the last stage is exact. An empty cluster
+    is seeded anew from the point that is farthest from its centroid.
 
     Args:
-        x: (n, D), n at least 1.
+        x: (n, D), n at least 1, around the origin.
         k: number of centroids.
         rng: where chance comes from.
         iterations: at most, on each number of points.
-        tolerance: iterations end when one lowers the inertia by less than this share.
+        tolerance: iterations end when one lowers the inertia by less than this share; another one
+            holds where dimensions are reduced.
         state: go on from here. `rng` must be as it was when the fit began.
         on_iteration: called after each iteration.
     """
-    order = torch.from_numpy(rng.permutation(len(x))) if len(x) > _STAGES[0] * k else None
+    order = rng.permutation(len(x)) if len(x) > _STAGES[0] * k else np.arange(len(x))
     sizes = [size * k for size in _STAGES if 2 * size * k <= len(x)]
-    stages = [*sizes, len(x)]
+    stages = [(size, False) for size in (*sizes, len(x))]
+    axes = None
+    if k >= _REDUCE_FROM and x.shape[1] >= 2 * _REDUCED_SIZE and len(x) > _STAGES[0] * k:
+        axes = principal_axes(x[_rows(order[:_AXES_POINTS], x)], _REDUCED_SIZE, rng)
+        if len(x) < 2 * _STAGES[-1] * k:
+            sizes.append(len(x))
+        stages = [*((size, True) for size in sizes), (len(x), False)]
+
+    def points(stage: int) -> Tensor:
+        size, reduced = stages[stage]
+        part = x if size == len(x) else x[_rows(order[:size], x)]
+        return part @ axes if reduced and axes is not None else part
+
     if state is None:
-        few = _SEED_POINTS * k
-        seeds = x if order is None else x[order[: max(few, 256)].to(x.device)]
-        state = LloydState(0, 0, math.inf, kmeans_plus_plus(seeds, k, rng))
+        seeds = x[_rows(order[: max(256, _SEED_POINTS * k)], x)]
+        state = LloydState(0, 0, math.inf, kmeans_plus_plus(
+            seeds if axes is None else seeds @ axes, k, rng))
+    ids = torch.empty(0, dtype=torch.int64)
     for stage in range(state.stage, len(stages)):
-        part = x
-        if stages[stage] < len(x):
-            assert order is not None
-            part = x[order[: stages[stage]].to(x.device)]
+        reduced = stages[stage][1]
         if stage > state.stage:
-            state = LloydState(stage, 0, math.inf, state.centroids)
-        state, ids = _lloyd(part, state, iterations, tolerance, on_iteration)
+            centroids, inertia = state.centroids, math.inf
+            if axes is not None and not reduced:
+                size = stages[stage - 1][0]
+                part = x if size == len(x) else x[_rows(order[:size], x)]
+                sums, counts = cluster_sums(part, ids, len(centroids))
+                means = sums / counts.clamp(min=1)[:, None]
+                if size == len(x):
+                    inertia = float(squared_norms(x).sum(dtype=torch.float64)
+                                    - (means.square().sum(1) * counts).sum())
+                centroids = torch.where(counts[:, None] > 0, means, centroids @ axes.T).float()
+            state = LloydState(stage, 0, inertia, centroids)
+        if axes is not None:
+            tolerance = _REDUCED_TOLERANCE if reduced else _REFINED_TOLERANCE
+        state, ids = _lloyd(points(stage), state, iterations, tolerance, on_iteration)
     used, ids = torch.unique(ids, return_inverse=True)
     return Clusters(state.centroids[used], ids, state.inertia)
+
+
+def principal_axes(x: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """(D, size) orthonormal axes of most variance, about.
+
+    By subspace iteration (Halko, Martinsson & Tropp, SIAM Review 2011, algorithm 4.4).
+    """
+    axes = torch.from_numpy(rng.standard_normal((x.shape[1], size + 16), dtype=np.float32))
+    axes = axes.to(x.device)
+    for _ in range(2):
+        axes = torch.linalg.qr(x.T @ (x @ axes))[0]
+    reduced = x @ axes
+    _, rotation = torch.linalg.eigh(reduced.T @ reduced)
+    return axes @ rotation.flip(1)[:, :size]
+
+
+def _rows(order: np.ndarray, x: Tensor) -> Tensor:
+    return torch.from_numpy(order).to(x.device)
 
 
 def _lloyd(
@@ -202,11 +251,11 @@ def _lloyd(
     for iteration in range(state.iteration, iterations + 1):
         ids, scores = nearest(x, centroids)
         inertia = max(0.0, total + 2 * float(scores.sum(dtype=torch.float64)))
-        sums, counts = cluster_sums(x, ids, len(centroids))
-        empty = (counts == 0).nonzero().flatten()
+        empty = (torch.bincount(ids, minlength=len(centroids)) == 0).nonzero().flatten()
         converged = previous - inertia <= tolerance * previous if previous < math.inf else False
         if iteration == iterations or (converged and not len(empty)):
             break
+        sums, counts = cluster_sums(x, ids, len(centroids))
         updated = (sums / counts.clamp(min=1)[:, None]).float()
         if len(empty):
             distances = norms + 2 * scores

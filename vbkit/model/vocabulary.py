@@ -8,6 +8,7 @@ makes 20,736 words.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -49,7 +50,6 @@ _VERSION = "1"
 _SPACES = ("features", "embeddings")
 _GATHER_ELEMENTS = 1 << 24  # of children's centroids gathered at a time
 _POINTS_PER_WORD = 256
-_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,13 @@ class VisualVocabulary:
         for batch in batches():
             flat = self._flat(batch)
             _check_finite(flat)
-            for part in flat.split(_BLOCK):
+            for part in flat.split(_block(self.feature_size)):
                 ids, distances = self._tree.assign(part)
                 counts += torch.bincount(ids, minlength=len(self)).cpu()
-                error += float(distances.sum(dtype=torch.float64))
+                error += float(distances.cpu().double().sum())
                 part = part - self._tree.shift
-                total += part.sum(0).double().cpu()
-                squares += float(squared_norms(part).sum(dtype=torch.float64))
+                total += part.sum(0).cpu().double()
+                squares += float(squared_norms(part).cpu().double().sum())
         n = int(counts.sum())
         if not n:
             raise ModelError("there are no features to measure the vocabulary on")
@@ -334,14 +334,15 @@ class _Tree:
         """(n, D) features to (n,) nodes of the last level and (n,) squared distances from them."""
         ids = torch.empty(len(x), dtype=torch.int64, device=x.device)
         distances = torch.empty(len(x), device=x.device)
-        for start in range(0, len(x), _BLOCK):
-            part = x[start : start + _BLOCK] - self.shift
+        rows = _block(x.shape[1])
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows] - self.shift
             node = torch.zeros(len(part), dtype=torch.int64, device=x.device)
             scores = part.new_zeros(len(part))
             for level in range(len(self.levels)):
                 node, scores = self._descend(part, node, level)
-            ids[start : start + _BLOCK] = node
-            distances[start : start + _BLOCK] = (squared_norms(part) + 2 * scores).clamp_(min=0)
+            ids[start : start + rows] = node
+            distances[start : start + rows] = (squared_norms(part) + 2 * scores).clamp_(min=0)
         return ids, distances
 
     def _descend(self, x: Tensor, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
@@ -494,37 +495,34 @@ class _Builder:
     def read(self) -> None:
         """Draw the sample: Algorithm R (Vitter, 1985), a batch at a time."""
         rng = np.random.default_rng([self.seed, 0])
-        parts: list[Tensor] = []
-        wanted = 0
-        count = 0
+        sample = torch.empty(0, 0)
         for part in self.stream():
-            if not wanted:
+            if not len(sample):
                 words = self.branching ** self.depth
                 fitting = self.memory // 2 // (4 * part.shape[1])
-                wanted = max(1, min(_POINTS_PER_WORD * words, fitting))
-            fresh = part[: max(0, wanted - count)]
-            if len(fresh):
-                parts.append(fresh.to(self.device, copy=True))
+                # The system gives the memory only as it is filled.
+                sample = torch.empty(max(1, min(_POINTS_PER_WORD * words, fitting)), part.shape[1],
+                                     device=self.device)
+            fresh = part[: max(0, len(sample) - self.count)]
+            sample[self.count : self.count + len(fresh)] = fresh
             rest = part[len(fresh) :]
             if len(rest):
-                if len(parts) > 1:
-                    parts = [_joined(parts)]
-                seen = np.arange(count + len(fresh), count + len(part), dtype=np.float64)
-                slots = (rng.random(len(rest)) * (seen + 1)).astype(np.int64)
+                seen = np.arange(self.count + len(fresh), self.count + len(part))
+                slots = (rng.random(len(rest)) * (seen + 1.0)).astype(np.int64)
                 # Of several rows for one place the last stays, as if they came one by one.
-                unique, last = np.unique(slots[::-1], return_index=True)
-                rows = len(rest) - 1 - last[unique < wanted]
-                unique = unique[unique < wanted]
-                parts[0][torch.from_numpy(unique).to(self.device)] = (
-                    rest[torch.from_numpy(rows)].to(self.device))
-            count += len(part)
-            self.progress(BuildProgress("read", 0, count, 0))
-        if not count:
+                places, last = np.unique(slots[::-1], return_index=True)
+                rows = len(rest) - 1 - last[places < len(sample)]
+                places = places[places < len(sample)]
+                sample[torch.from_numpy(places).to(self.device)] = (
+                    rest[torch.from_numpy(rows).to(rest.device)].to(self.device))
+            self.count += len(part)
+            self.progress(BuildProgress("read", 0, self.count, 0))
+        if not self.count:
             raise ModelError("there are no features to build a visual vocabulary of")
-        self.count = count
-        self.sample = _joined(parts)
-        total = sum((part.sum(0, dtype=torch.float64) for part in self.sample.split(_BLOCK)),
-                    torch.zeros(self.sample.shape[1], dtype=torch.float64, device=self.device))
+        self.sample = sample[: self.count]
+        total = torch.zeros(self.sample.shape[1], dtype=torch.float64, device=self.device)
+        for part in self.sample.split(self.batch_size):
+            total += part.sum(0)
         self.shift = (total / len(self.sample)).float()
         self.sample -= self.shift
 
@@ -537,15 +535,15 @@ class _Builder:
     def build(self, saved: _Checkpoint) -> list[tuple[Tensor, Tensor]]:
         levels = [(c.to(self.device), n.to(self.device)) for c, n in saved.levels]
         nodes = self._nodes(levels)
-        while len(levels) < self.depth:
+        while True:
+            if levels and self.count > len(self.sample) < _POINTS_PER_WORD * len(levels[-1][0]):
+                levels[-1] = self._refine(levels, saved)
+                nodes = self._nodes(levels)
+            if len(levels) == self.depth:
+                return [(centroids + self.shift, children) for centroids, children in levels]
             centroids, children, nodes = self._level(levels, nodes, saved)
             levels.append((centroids, children))
-            if self.count > len(self.sample) < _POINTS_PER_WORD * len(centroids):
-                levels[-1] = self._refine(levels, saved)
-                if len(levels) < self.depth:
-                    nodes = self._nodes(levels)
-            saved.level_done([(c.cpu(), n.cpu()) for c, n in levels])
-        return [(centroids + self.shift, children) for centroids, children in levels]
+            saved.level_done(levels)
 
     def _nodes(self, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
         """(sample,) int64: where in the tree each feature of the sample is."""
@@ -576,7 +574,7 @@ class _Builder:
                 before = inertia
 
                 def on_iteration(state: LloydState, before: float = before) -> None:
-                    saved.maybe(found, before, state)
+                    saved.nodes_done(found, before, state)
 
                 clusters = fit(own, self.branching, np.random.default_rng([self.seed, level, node]),
                                iterations=self.iterations, state=saved.take_state(self.device),
@@ -584,7 +582,7 @@ class _Builder:
                 found.append(clusters.centroids)
                 ids = clusters.ids
                 inertia += clusters.inertia
-                saved.maybe(found, inertia, None)
+                saved.nodes_done(found, inertia)
                 self.progress(BuildProgress("cluster", level, node + 1, len(above),
                                             inertia / len(self.sample)))
             below[rows] = ids + words
@@ -597,8 +595,7 @@ class _Builder:
                 saved: _Checkpoint) -> tuple[Tensor, Tensor]:
         """Move the last level's centroids to the means of all their features, in passes."""
         centroids, children = levels[-1]
-        done, distortion = 0, math.inf
-        for done in range(self.passes):
+        while saved.passes < self.passes:
             tree = _Tree([*levels[:-1], (centroids, children)], torch.zeros_like(self.shift))
             sums = torch.zeros(centroids.shape, dtype=torch.float64, device=self.device)
             counts = torch.zeros(len(centroids), dtype=torch.int64, device=self.device)
@@ -610,23 +607,30 @@ class _Builder:
                 sums += more
                 counts += sizes
                 inertia += float(distances.sum(dtype=torch.float64))
-            centroids = torch.where(counts[:, None] > 0, (sums / counts.clamp(min=1)[:, None]),
+            centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None],
                                     centroids).float()
-            previous, distortion = distortion, inertia / self.count
-            self.progress(BuildProgress("refine", len(levels), done + 1, self.passes, distortion))
-            if previous - distortion < 1e-3 * previous < math.inf:
-                break
+            distortion = inertia / self.count
+            self.progress(BuildProgress("refine", len(levels), saved.passes + 1, self.passes,
+                                        distortion))
+            done = saved.distortion - distortion < 1e-3 * saved.distortion < math.inf
+            saved.pass_done([*levels[:-1], (centroids, children)],
+                            self.passes if done else saved.passes + 1, distortion)
         return centroids, children
 
 
 class _Checkpoint:
-    """What of a build is done: whole levels, nodes of the next one, iterations of the next node."""
+    """What of a build is done.
+
+    That is whole levels, passes over all features for the last of them, nodes of the level that
+    comes next, and iterations of the node that comes next.
+    """
 
     def __init__(self, path: Path | None, seconds: float, build: dict[str, Any]) -> None:
         self.path = path
         self.seconds = seconds
         self.build = build
         self.levels: list[tuple[Tensor, Tensor]] = []
+        self.passes, self.distortion = 0, math.inf
         self.nodes: list[Tensor] = []
         self.inertia = 0.0
         self._state: LloydState | None = None
@@ -637,33 +641,39 @@ class _Checkpoint:
     def take_state(self, device: torch.device) -> LloydState | None:
         """The state of the node that was being clustered; once."""
         state, self._state = self._state, None
-        if state is None:
-            return None
-        return LloydState(state.stage, state.iteration, state.inertia, state.centroids.to(device))
+        return state and dataclasses.replace(state, centroids=state.centroids.to(device))
 
-    def maybe(self, nodes: list[Tensor], inertia: float, state: LloydState | None) -> None:
-        """Write, if it is time."""
-        if self.path is not None and time.monotonic() - self._written >= self.seconds:
-            self._write(nodes, inertia, state)
+    def nodes_done(self, nodes: list[Tensor], inertia: float,
+                   state: LloydState | None = None) -> None:
+        """Nodes of the next level are clustered, and one more as far as `state` says."""
+        self.nodes, self.inertia = nodes, inertia
+        if time.monotonic() - self._written >= self.seconds:
+            self._write(state)
 
     def level_done(self, levels: list[tuple[Tensor, Tensor]]) -> None:
-        self.levels, self.nodes, self.inertia = levels, [], 0.0
-        if self.path is not None:
-            self._write([], 0.0, None)
+        self.pass_done(levels, 0, math.inf)
+
+    def pass_done(self, levels: list[tuple[Tensor, Tensor]], passes: int,
+                  distortion: float) -> None:
+        self.levels, self.nodes, self.inertia = list(levels), [], 0.0
+        self.passes, self.distortion = passes, distortion
+        self._write(None)
 
     def remove(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def _write(self, nodes: list[Tensor], inertia: float, state: LloydState | None) -> None:
-        assert self.path is not None
+    def _write(self, state: LloydState | None) -> None:
+        if self.path is None:
+            return
         tensors: dict[str, Tensor] = {}
         for number, (centroids, children) in enumerate(self.levels, 1):
             tensors[f"centroids_{number}"], tensors[f"children_{number}"] = centroids, children
-        if nodes:
-            tensors["nodes"] = torch.cat(nodes)
-            tensors["nodes_sizes"] = torch.tensor([len(part) for part in nodes])
-        position: dict[str, Any] = {"levels": len(self.levels), "inertia": inertia}
+        if self.nodes:
+            tensors["nodes"] = torch.cat(self.nodes)
+            tensors["nodes_sizes"] = torch.tensor([len(part) for part in self.nodes])
+        position: dict[str, Any] = {"levels": len(self.levels), "passes": self.passes,
+                                    "distortion": self.distortion, "inertia": self.inertia}
         if state is not None:
             tensors["state"] = state.centroids
             position |= {"stage": state.stage, "iteration": state.iteration,
@@ -684,6 +694,7 @@ class _Checkpoint:
                                  "delete it to start anew (`vbkit vocab --fresh`)")
             self.levels = [(tensors[f"centroids_{number}"], tensors[f"children_{number}"])
                            for number in range(1, position["levels"] + 1)]
+            self.passes, self.distortion = position["passes"], position["distortion"]
             if "nodes" in tensors:
                 self.nodes = list(tensors["nodes"].split(tensors["nodes_sizes"].tolist()))
             self.inertia = position["inertia"]
@@ -726,8 +737,9 @@ def _check_finite(x: Tensor, position: int = 0) -> None:
                          f"{position + int(bad[0])}: leave them out, or mend what made them")
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _block(width: int) -> int:
+    """Rows handled at a time where copies are made of them."""
+    return min(1 << 16, max(1024, (1 << 25) // width))
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
