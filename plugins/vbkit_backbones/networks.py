@@ -14,6 +14,8 @@ from vbkit.model.backbones import (
     Fit,
     ImageBackbone,
     Pooling,
+    Spatial,
+    SpatialPool,
     VideoBackbone,
     load_weights,
 )
@@ -31,6 +33,7 @@ def efficientnet_lite0(
     *,
     frames_per_clip: int = 4,
     pooling: Pooling = "mean",
+    spatial: Spatial = "mean",
     image_size: int = 224,
     fit: Fit = "crop",
 ) -> Backbone:
@@ -39,15 +42,25 @@ def efficientnet_lite0(
     Args:
         weights: safetensors with timm's names of `tf_efficientnet_lite0`, or a hub id; None lets
             timm download its ImageNet weights.
-        frames_per_clip, pooling, image_size, fit: as in `ImageBackbone`.
+        frames_per_clip, pooling, image_size, fit: as in `ImageBackbone`. Deviations over the frames
+            are those of the 1280 means over space.
+        spatial: `"mean"` over a frame's feature maps gives 1280 features, `"mean_max_std"` adds
+            their maximum and deviation (`SpatialPool`): 3840.
     """
+    if spatial not in ("mean", "mean_max_std"):
+        raise ModelError(f"spatial is {spatial!r}, but must be mean or mean_max_std")
     network = _timm_create("tf_efficientnet_lite0", pretrained=weights is None)
     if weights is not None:
         load_weights(network, weights, ignore=("classifier.",))
+    width = 1280
+    if spatial == "mean_max_std":
+        network.global_pool = SpatialPool()
+        width *= 3
     mean, std = _LITE
     return ImageBackbone(
-        network, width=1280, image_size=image_size, mean=mean, std=std,
-        frames_per_clip=frames_per_clip, pooling=pooling, fit=fit, interpolation="bicubic",
+        network, width=width, image_size=image_size, mean=mean, std=std,
+        frames_per_clip=frames_per_clip, pooling=pooling, deviations=1280, fit=fit,
+        interpolation="bicubic",
     )
 
 

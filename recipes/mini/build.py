@@ -21,13 +21,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import json
 import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -36,16 +39,32 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import AutoTokenizer, BertModel
 
+import vbkit
 from vbkit.model import VideoBertConfig, VideoBertForPreTraining, VideoBertModel, VideoBertProcessor
 from vbkit.model.modeling import bert_to_videobert
 from vbkit.model.processing import VIDEO_TOKEN
+from vbkit.model.vocabulary import VOCABULARY_FILE, build_vocabulary
+from vbkit.training.config import ExampleOptions, PretrainConfig
+from vbkit.training.corpus import CorpusInfo, CorpusItem, write_corpus
+from vbkit.training.pretraining import pretrain
 
 IMAGE_SIZE = 224
 BACKBONE = {
     "name": "efficientnet_lite0",
     "weights": "backbone.safetensors",
     "pooling": "mean_std",
+    "spatial": "mean_max_std",
     "fit": "squash",
+}
+HELD_OUT, HELD_OUT_CLIPS = 300, 20
+"""Training images, and captioned clips, that pretraining is watched on and does not learn from."""
+VIEWS = ("squash", "flip")
+ENSEMBLE = 2
+CONFIG = {
+    "visual_feature_size": 3840,
+    "visual_reduction_size": 512,
+    "projection_hidden_size": 1024,
+    "adapter_size": 128,
 }
 
 
@@ -246,13 +265,22 @@ def stage_projection(work: Path, data: Path) -> None:
     target = work / "projection.safetensors"
     if target.exists():
         return
-    state = train_projection(load_file(work / "features.safetensors"), data)
-    save_file(state, target)
+    features = load_file(work / "features.safetensors")
+    members = []
+    for seed in range(ENSEMBLE):
+        member = work / f"projection-{seed}.safetensors"
+        if not member.exists():
+            save_file(train_projection(features, data, seed), member)
+        members.append(load_file(member))
+    _, splits, _, _ = read_flickr(data)
+    pictures = torch.cat([features[f"flickr_{view}"][splits["train"]] for view in VIEWS]).float()
+    save_file(reduced(members, pictures, CONFIG["visual_reduction_size"]), target)
 
 
 def train_projection(
     features: dict[str, Tensor],
     data: Path,
+    seed: int,
     held_out: int = 0,
     epochs: int = 40,
     batch: int = 1024,
@@ -260,32 +288,39 @@ def train_projection(
     dropout: float = 0.5,
     imagenet_weight: float = 0.3,
 ) -> dict[str, Tensor]:
-    """Train `clip_projection`; the last `held_out` training images are left out, for tuning."""
+    """Train a `clip_projection` towards captions as the text tower embeds them.
+
+    The text tower is frozen, so its embeddings are computed once. The last `held_out` training
+    images are left out, for tuning.
+    """
     _, splits, _, of_image = read_flickr(data)
-    train = torch.tensor(splits["train"])[torch.randperm(len(splits["train"]))]
+    shuffled = torch.randperm(len(splits["train"]), generator=torch.Generator().manual_seed(0))
+    train = torch.tensor(splits["train"])[shuffled]
     train = train[: len(train) - held_out]
-    views = torch.stack([features["flickr_squash"], features["flickr_flip"]]).float()
+    views = torch.stack([features[f"flickr_{view}"] for view in VIEWS]).float()
     classes = torch.stack([features[f"imagenet_{v}"] for v in ("squash", "centre", "crop")]).float()
     texts, class_texts = features["flickr_text"].float(), features["imagenet_text"].float()
     captions = torch.tensor([of_image[int(i)][:5] for i in train])
 
-    model = VideoBertModel(VideoBertConfig(num_hidden_layers=0, vocab_size=200))
+    torch.manual_seed(seed)
+    config = VideoBertConfig(**CONFIG | {
+        "num_hidden_layers": 0, "vocab_size": 200, "visual_reduction_size": 0,
+        "projection_hidden_size": CONFIG["projection_hidden_size"] // ENSEMBLE,
+        "projection_dropout": dropout})
+    model = VideoBertModel(config).train()
     model.feature_mean.copy_(views[0, train].mean(0))
     model.feature_std.copy_(views[0, train].std(0) + 1e-3)
-    projection = model.clip_projection
-    nn.init.zeros_(projection.mlp_out.weight)
+    nn.init.zeros_(model.clip_projection.mlp_out.weight)
     log_scale = nn.Parameter(torch.tensor(20.0).log())
     optimizer = torch.optim.AdamW(
-        [{"params": projection.parameters(), "weight_decay": 0.05},
+        [{"params": model.clip_projection.parameters(), "weight_decay": 0.05},
          {"params": [log_scale], "weight_decay": 0.0}], lr=learning_rate)
     steps = epochs * (-(-len(train) // batch))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps,
                                                    pct_start=0.1)
 
     def contrast(pictures: Tensor, sentences: Tensor) -> Tensor:
-        x = F.dropout(model.standardise(pictures), dropout)
-        hidden = F.dropout(F.gelu(projection.mlp_in(x)), dropout)
-        vectors = F.normalize(projection.linear(x) + projection.mlp_out(hidden), dim=-1)
+        vectors = model.clip_projection(F.dropout(model.standardise(pictures), dropout))
         logits = log_scale.exp() * vectors @ sentences.T
         same = torch.arange(len(pictures))
         return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
@@ -306,80 +341,178 @@ def train_projection(
             optimizer.step()
             schedule.step()
         print(f"projection, epoch {epoch + 1}/{epochs}: loss {total / len(train):.3f}", flush=True)
-    state = {f"clip_projection.{name}": value.detach().clone()
-             for name, value in projection.state_dict().items()}
-    return state | {"feature_mean": model.feature_mean, "feature_std": model.feature_std}
+    return {name: value.detach().clone() for name, value in model.state_dict().items()
+            if name.startswith(("clip_projection.", "feature_"))} | {
+                "logit_scale": log_scale.detach().clone()}
 
 
-def stage_joint(minilm: Path, data: Path, work: Path, epochs: int = 1, batch: int = 64,
-                captions_per_image: int = 2, learning_rate: float = 1e-3) -> None:
-    """Train the visual input, and a word head to train it by; the encoder itself stays frozen.
+def reduced(members: list[dict[str, Tensor]], pictures: Tensor, width: int) -> dict[str, Tensor]:
+    """The mean of projections that were trained apart, behind one `reduction` of `width`.
 
-    The visual input starts as the least-squares map from a picture's features to the mean of its
-    captions' word embeddings, so that the frozen encoder is given something that it can read.
+    All that reads features is one matrix, which is replaced by the product of two that changes its
+    outputs on `pictures` least: its singular value decomposition, weighted by their covariance.
     """
-    target = work / "joint.safetensors"
-    if target.exists():
-        return
-    text_model, processor = text_encoder(minilm)
-    model = VideoBertForPreTraining(VideoBertConfig())
-    model.videobert.load_state_dict(text_model.state_dict())
-    model.videobert.load_state_dict(load_file(work / "projection.safetensors"), strict=False)
+    linear = torch.stack([m["clip_projection.linear.weight"] for m in members]).mean(0)
+    reading = torch.cat([linear, *(m["clip_projection.mlp_in.weight"] for m in members)])
+    first = members[0]
+    x = (pictures - first["feature_mean"]) / first["feature_std"]
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    scale = values.clamp(min=1e-6).sqrt()
+    left, singular, right = torch.linalg.svd(reading @ (vectors * scale), full_matrices=False)
+    reduction = (singular[:width, None] * right[:width]) @ (vectors / scale).T
+    size = float((x @ reduction.T).std())
+    weight = left[:, :width] * size
+    rows = len(linear)
+    return {
+        "feature_mean": first["feature_mean"],
+        "feature_std": first["feature_std"],
+        "reduction.weight": (reduction / size).contiguous(),
+        "clip_projection.linear.weight": weight[:rows].contiguous(),
+        "clip_projection.linear.bias": sum(
+            m["clip_projection.linear.bias"] for m in members) / len(members),
+        "clip_projection.mlp_in.weight": weight[rows:].contiguous(),
+        "clip_projection.mlp_in.bias": torch.cat([m["clip_projection.mlp_in.bias"]
+                                                  for m in members]),
+        "clip_projection.mlp_out.weight": torch.cat([
+            m["clip_projection.mlp_out.weight"] for m in members], 1) / len(members),
+        "clip_projection.mlp_out.bias": sum(
+            m["clip_projection.mlp_out.bias"] for m in members) / len(members),
+        "logit_scale": torch.stack([m["logit_scale"] for m in members]).mean(),
+    }
+
+
+def stage_start(minilm: Path, data: Path, work: Path) -> Path:
+    """The bundle that pretraining starts from: MiniLM, the clip projection, a decoder at random."""
+    out = work / "start"
+    if (out / "model.safetensors").exists():
+        return out
     features = load_file(work / "features.safetensors")
-    views = torch.stack([features["flickr_squash"], features["flickr_flip"]]).float()
     _, splits, captions, of_image = read_flickr(data)
-    pairs = [(image, caption) for image in splits["train"]
-             for caption in of_image[image][:captions_per_image]]
+    text_model, processor = text_encoder(minilm)
     ids = processor.tokenize(captions)
-    frequency = torch.bincount(torch.tensor([i for row in ids for i in row]),
-                               minlength=model.config.vocab_size).float()
+    train = [ids[caption] for image in splits["train"] for caption in of_image[image]]
+    words = sorted({piece for row in train for piece in row} | {processor.tokenizer.sep_token_id})
+    config = VideoBertConfig(
+        **CONFIG, backbone=BACKBONE, num_decoder_layers=1, decoder_intermediate_size=1024,
+        max_decoder_positions=40, decoder_shortlist_size=len(words))
+    torch.manual_seed(0)
+    model = VideoBertForPreTraining(config)
+    model.videobert.load_state_dict({
+        name: tensor for name, tensor in text_model.state_dict().items()
+        if name.startswith(("text_embeddings.", "layers."))}, strict=False)
+    state = load_file(work / "projection.safetensors")
+    model.logit_scale.data.copy_(state.pop("logit_scale"))
+    model.videobert.load_state_dict(state, strict=False)
+    model.decoder.set_shortlist(torch.tensor(words))
+    frequency = torch.bincount(torch.tensor([piece for row in train for piece in row]),
+                               minlength=config.vocab_size).float()
     with torch.no_grad():
-        model.word_head.decoder.bias.copy_((frequency + 0.01).log() - (frequency.sum()).log())
-        start_visual_input(model.videobert, views[0], splits["train"], ids, of_image, frequency)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(
-            ("videobert.visual_embeddings.", "word_head.dense", "word_head.norm",
-             "word_head.decoder.bias")))
-    model.word_head.decoder.weight.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.01)
-    steps = epochs * (len(pairs) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps,
-                                                   pct_start=0.1)
-    model.train()
-    generator = torch.Generator().manual_seed(1)
-    step, started, total = 0, time.time(), 0.0
-    for _epoch in range(epochs):
-        order = torch.randperm(len(pairs), generator=generator).tolist()
-        for start in range(0, len(pairs) - batch + 1, batch):
-            chosen = [pairs[index] for index in order[start:start + batch]]
-            images = torch.tensor([image for image, _ in chosen])
-            view = torch.randint(0, 2, (batch,), generator=generator)
-            rows = [[processor.tokenizer.cls_token_id, *ids[caption],
-                     processor.video_token_id] for _, caption in chosen]
-            input_ids, mask = processor.pad(rows)
-            masked, labels = mask_words(input_ids, mask, model.config, generator)
-            # Word logits only where a word is predicted: the vocabulary is the dear part.
-            encoded = model.videobert(masked, mask, views[view, images][:, None])
-            predicted = labels != -100
-            loss = F.cross_entropy(model.word_head(encoded.text_hidden[predicted]),
-                                   labels[predicted])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            total += float(loss.detach())
-            if step % 20 == 0:
-                rate = step * batch / (time.time() - started)
-                print(f"joint, step {step}/{steps}: loss {total / 20:.3f}, {rate:.0f} pairs/s",
-                      flush=True)
-                total = 0.0
-    state = model.state_dict()
-    # The decoder shares the word embeddings' tensor: it is not stored twice.
-    save_file({name: tensor.contiguous() for name, tensor in state.items()
-               if name != "word_head.decoder.weight"}, target)
+        model.word_head.decoder.bias.copy_((frequency + 0.01).log() - frequency.sum().log())
+        model.decoder.bias.copy_(model.word_head.decoder.bias[words])
+        start_visual_input(model.videobert, features["flickr_squash"].float(), splits["train"],
+                           ids, of_image, frequency)
+    out.mkdir(exist_ok=True)
+    processor.save_pretrained(out)
+    (out / "config.json").write_text(json.dumps(
+        config.to_dict() | {"architectures": ["VideoBertForPreTraining"]}, indent=2,
+        sort_keys=True) + "\n")
+    network = timm_network(work / "efficientnet_lite0.safetensors", classes=0)
+    save_file({name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+               for name, tensor in network.state_dict().items()}, out / "backbone.safetensors",
+              metadata={"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()
+               if name != "word_head.decoder.weight"}, out / "model.safetensors")
+    return out
+
+
+def stage_vocabulary(start: Path, data: Path, work: Path) -> None:
+    """Visual words of the training pictures, plain and mirrored, as the clip projection has them."""
+    if (work / "vocabulary" / VOCABULARY_FILE).exists():
+        return
+    engine = vbkit.Engine(model=str(start), precision="float32")
+    features = load_file(work / "features.safetensors")
+    _, splits, _, _ = read_flickr(data)
+    pictures = torch.cat([features["flickr_squash"][splits["train"]],
+                          features["flickr_flip"][splits["train"]],
+                          features["imagenet_squash"]]).float()
+    vectors = engine.encoder.embed_clips(pictures)
+    vocabulary = build_vocabulary(lambda: vectors.split(4096), depth=3, branching=8, seed=0,
+                                  space="embeddings", backbone=engine.bundle.visual_key)
+    vocabulary.save(work / "vocabulary")
+
+
+def stage_corpus(start: Path, data: Path, work: Path) -> None:
+    """Flickr8k's training images and captions, clips with and without captions, and text alone."""
+    target = work / "corpus"
+    if (target / "corpus.json").exists() and CorpusInfo.read(target).complete:
+        return
+    engine = vbkit.Engine(model=str(start), precision="float32", cache=work / "cache")
+
+    def items() -> Iterator[CorpusItem]:
+        features = load_file(work / "features.safetensors")
+        names, splits, captions, of_image = read_flickr(data)
+        for place, image in enumerate(splits["train"]):
+            views = torch.stack([features["flickr_squash"][image], features["flickr_flip"][image]])
+            yield CorpusItem(names[image], clip_features=wide(views[:, None]),
+                             captions=[captions[i] for i in of_image[image]],
+                             split="val" if place < HELD_OUT else "train")
+        with (data / "captioned_clips" / "captions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        files = [data / "captioned_clips" / row["video"] for row in rows]
+        for place, (row, found) in enumerate(zip(rows, engine.encode(
+                files, needs={"clip_features", "clip_times"}, transcript="none"), strict=True)):
+            if found.error is None and place >= HELD_OUT_CLIPS:
+                yield CorpusItem(f"clip/{place}", clip_features=found.clip_features.numpy(),
+                                 clip_times=found.clip_times, captions=[row["caption"]],
+                                 split="train")
+        silent = sorted((data / "moderation" / "fight_clips").rglob("*.mp4"))
+        for place, found in enumerate(engine.encode(
+                silent, needs={"clip_features", "clip_times"}, transcript="none")):
+            if found.error is None:
+                yield CorpusItem(f"silent/{place}", clip_features=found.clip_features.numpy(),
+                                 clip_times=found.clip_times, split="train")
+        with gzip.open(data / "text" / "captions.txt.gz", "rt", encoding="utf-8") as file:
+            for place, line in enumerate(file):
+                if line.strip():
+                    yield CorpusItem(f"text/{place}", segments=[line.strip()], split="train")
+        with (data / "youcook2" / "asr_sentences.csv").open(newline="") as file:
+            spoken: dict[str, list[str]] = {}
+            for row in csv.DictReader(file):
+                spoken.setdefault(row["video_id"], []).append(row["Sentence"])
+        for video, sentences in spoken.items():
+            yield CorpusItem(f"speech/{video}", segments=sentences, split="train")
+
+    write_corpus(items(), target, tokenizer=engine.bundle.processor.tokenizer,
+                 backbone=engine.bundle.visual_key, precision="float32")
+
+
+def wide(features: Tensor) -> np.ndarray:
+    """A still picture's features with their deviations over time, which are 0."""
+    return F.pad(features, (0, 1280)).numpy()
+
+
+def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
+    """Words, visual words, alignment and captions; the text tower and the shared space stay."""
+    out = work / "joint"
+    layers = VideoBertConfig(**CONFIG).num_hidden_layers
+    parts = ("attention.", "attention_norm", "mlp_in", "mlp_out", "mlp_norm")
+    config = PretrainConfig(
+        corpus=str(work / "corpus"), model=str(start), vocabulary=str(work / "vocabulary"),
+        mixture={"joint": 6, "text": 1, "video": 0.3, "caption": 4},
+        batch_size=128, batch_sizes={"video": 32},
+        examples=ExampleOptions(max_text_tokens=24, max_caption_tokens=32, mask_rate=(0.2, 0.6),
+                                negative_share=0.2, join=0.0, max_clips=16,
+                                visual_mask_rate=(0.0, 0.5)),
+        loss_weights={"visual_words": 0.2, "alignment": 0.5},
+        steps=steps, learning_rate=1e-3, warmup=0.05, weight_decay=0.01,
+        frozen=("videobert.text_embeddings", "videobert.reduction", "videobert.clip_projection",
+                "logit_scale",
+                *(f"videobert.layers.{n}.{part}" for n in range(layers) for part in parts)),
+        log_every=25, eval_every=200, eval_batches=4, save_every=200, keep_checkpoints=1)
+    if not (out / "model.safetensors").exists():
+        pretrain(config, out, device="cpu", resume=(out / "checkpoints").exists(),
+                 logged=lambda numbers: print(json.dumps(dict(numbers)), flush=True))
+    return out
 
 
 def start_visual_input(model: VideoBertModel, pictures: Tensor, train: list[int],
@@ -393,7 +526,8 @@ def start_visual_input(model: VideoBertModel, pictures: Tensor, train: list[int]
         pieces = torch.tensor([piece for caption in of_image[image] for piece in ids[caption]])
         share = weight[pieces] / weight[pieces].sum()
         targets.append((words[pieces] * share[:, None]).sum(0))
-    x = model.standardise(pictures[train])
+    with torch.no_grad():
+        x = model.reduce(pictures[train])
     y = torch.stack(targets)
     gram = x.T @ x + ridge * torch.eye(x.shape[1])
     solution = torch.linalg.solve(gram, x.T @ (y - y.mean(0)))
@@ -404,20 +538,6 @@ def start_visual_input(model: VideoBertModel, pictures: Tensor, train: list[int]
     layer.positions.weight.copy_(model.text_embeddings.positions.weight[:count])
     layer.type_embedding.copy_(model.text_embeddings.type_embedding)
     layer.norm.load_state_dict(model.text_embeddings.norm.state_dict())
-
-
-def mask_words(input_ids: Tensor, mask: Tensor, config: VideoBertConfig,
-               generator: torch.Generator, rate: float = 0.2) -> tuple[Tensor, Tensor]:
-    """BERT's masking (Devlin et al., 2019, section 3.1), never of a special token."""
-    special = torch.zeros_like(input_ids, dtype=torch.bool)
-    for token in (config.cls_token_id, config.sep_token_id, config.video_token_id):
-        special |= input_ids == token
-    chosen = (torch.rand(input_ids.shape, generator=generator) < rate) & mask.bool() & ~special
-    labels = input_ids.masked_fill(~chosen, -100)
-    dice = torch.rand(input_ids.shape, generator=generator)
-    masked = input_ids.masked_fill(chosen & (dice < 0.8), config.mask_token_id)
-    random = torch.randint(1000, config.vocab_size, input_ids.shape, generator=generator)
-    return torch.where(chosen & (dice > 0.9), random, masked), labels
 
 
 # --- evaluation and bundle --------------------------------------------------------------------

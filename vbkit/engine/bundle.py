@@ -4,6 +4,7 @@
     model.safetensors      VideoBERT
     tokenizer.json, …      `VideoBertProcessor`
     backbone.safetensors   where the backbone's weights are not a hub's
+    vocabulary.safetensors `VisualVocabulary`, where it has visual words
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from vbkit.errors import ModelError
 
 if TYPE_CHECKING:
     from vbkit.model.backbones import Backbone, Precision
-    from vbkit.model.modeling import VideoBertModel
+    from vbkit.model.generation import VideoBertForConditionalGeneration
+    from vbkit.model.modeling import VideoBertForPreTraining, VideoBertModel
     from vbkit.model.processing import VideoBertProcessor
+    from vbkit.model.vocabulary import VisualVocabulary
     from vbkit.plugins import PluginManager
 
 __all__ = ["Bundle", "choose_device", "choose_precision"]
@@ -68,6 +71,73 @@ class Bundle:
             return VideoBertProcessor(tokenizer, max_text_length=self.config.max_text_length)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: no usable tokenizer: {error}") from error
+
+    @cached_property
+    def pretraining(self) -> VideoBertForPreTraining:
+        """The encoder with its pretraining heads; those that the file lacks are at random.
+
+        It shares the encoder with `model`.
+        """
+        from vbkit.model.modeling import VideoBertForPreTraining
+
+        whole = VideoBertForPreTraining(self.config)
+        self._fill(whole)
+        return whole.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def generator(self) -> VideoBertForConditionalGeneration | None:
+        """The encoder with its decoder, or None where the model has none; it shares `model`."""
+        if not self.config.num_decoder_layers or not self.has("decoder"):
+            return None
+        from vbkit.model import VideoBertConfig, VideoBertForConditionalGeneration
+
+        # A configuration of its own, since generation marks it as an encoder-decoder's.
+        whole = VideoBertForConditionalGeneration(VideoBertConfig.from_dict(self.config.to_dict()))
+        self._fill(whole)
+        return whole.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def vocabulary(self) -> VisualVocabulary | None:
+        """The visual words, or None where the model has none.
+
+        Raises:
+            ModelError: the file is damaged, or does not fit the model.
+        """
+        from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary
+
+        if not (self.path / VOCABULARY_FILE).exists():
+            return None
+        vocabulary = VisualVocabulary.load(self.path)
+        vocabulary.check(feature_size=self.config.visual_feature_size
+                         if vocabulary.space == "features" else self.config.shared_size)
+        if self.config.visual_vocab_size not in (0, len(vocabulary)):
+            raise ModelError(f"{self.path}: the vocabulary has {len(vocabulary)} words, but "
+                             f"config.json says {self.config.visual_vocab_size}")
+        return vocabulary.to(self.device)
+
+    def has(self, part: str) -> bool:
+        """Whether the weights have a part, such as `"decoder"` or `"word_head"`."""
+        from safetensors import safe_open
+
+        with safe_open(self.path / "model.safetensors", framework="pt") as file:
+            return any(name.startswith(f"{part}.") for name in file.keys())  # noqa: SIM118
+
+    def _fill(self, whole: VideoBertForPreTraining | VideoBertForConditionalGeneration) -> None:
+        """Give a model that was just made this encoder and the rest of the file's weights."""
+        from safetensors.torch import load_file
+
+        whole.videobert = self.model
+        own = whole.state_dict()
+        state = load_file(self.path / "model.safetensors")
+        rest = {name: tensor.to(own[name].dtype) for name, tensor in state.items()
+                if name in own and not name.startswith("videobert.")}
+        for name, tensor in rest.items():
+            if tensor.shape != own[name].shape:
+                raise ModelError(f"{self.path}: {name} has shape {tuple(tensor.shape)}, but "
+                                 f"config.json says {tuple(own[name].shape)}")
+        whole.load_state_dict(rest, strict=False)
+        if self.config.tie_word_embeddings and hasattr(whole, "word_head"):
+            whole.word_head.decoder.weight = self.model.text_embeddings.words.weight
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = ["Encoder"]
 JOINT_OUTPUTS = frozenset({"clip_hidden", "segment_hidden", "pooled", "token_hidden"})
 _TEXT_BATCH = 64
 _WINDOW_BATCH = 4
+_DECODER_BATCH = 32
 _TEXT_MEMORY = 4096
 
 
@@ -44,9 +45,9 @@ class Encoder:
             if name not in FEATURE_OUTPUTS:
                 raise FeatureError(f"{name!r} is no output of the encoder; known are "
                                    f"{', '.join(sorted(FEATURE_OUTPUTS))}")
-            if name == "visual_words":
+            if name == "visual_words" and self.bundle.vocabulary is None:
                 raise ModelError(f"model {self.bundle.name} has no visual vocabulary")
-            if name == "generate":
+            if name == "generate" and self.bundle.generator is None:
                 raise ModelError(f"model {self.bundle.name} has no decoder that could write text")
 
     @torch.no_grad()
@@ -87,6 +88,98 @@ class Encoder:
     def embed_clips(self, clip_features: Tensor) -> Tensor:
         """(C, Dv) clip features into the shared space: (C, D) unit vectors."""
         return self.model.embed_clips(clip_features)
+
+    @torch.no_grad()
+    def visual_words(self, clip_features: Tensor) -> Tensor:
+        """(..., Dv) clip features into visual words: (...) int64.
+
+        Raises:
+            ModelError: the model has no visual vocabulary.
+        """
+        vocabulary = self.bundle.vocabulary
+        if vocabulary is None:
+            raise ModelError(f"model {self.bundle.name} has no visual vocabulary")
+        if vocabulary.space == "embeddings":
+            return vocabulary.assign(self.model.embed_clips(clip_features))
+        return vocabulary.assign(self.model.standardise(clip_features))
+
+    def visual_inputs(self, clips: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Clip features of B sequences, (V, Dv) each, as `VideoBertModel.forward` takes them.
+
+        Visual words are among them where the model reads them.
+        """
+        from vbkit.model.processing import pad_clips
+
+        features, mask = pad_clips([rows.to(self.device) for rows in clips])
+        inputs = {"visual_features": features, "visual_mask": mask}
+        if self.config.visual_input != "features":
+            inputs["visual_words"] = self.visual_words(features)
+        return inputs
+
+    @torch.no_grad()
+    def generate(self, clip_features: Tensor, clips: Sequence[Sequence[int]], *,
+                 num_beams: int = 4, max_new_tokens: int | None = None) -> list[str]:
+        """Describe chosen clips of one video, by beam search in the decoder.
+
+        Args:
+            clip_features: (C, Dv) of the video.
+            clips: for each sentence, indices of the clips that it is about.
+            num_beams: 1 is greedy.
+            max_new_tokens: word pieces at most; None for the model's own limit.
+
+        Returns:
+            One sentence for each element of `clips`.
+
+        Raises:
+            FeatureError: an element is empty, or has an index out of range.
+            ModelError: the model has no decoder.
+        """
+        for chosen in clips:
+            if not len(chosen) or any(not 0 <= i < len(clip_features) for i in chosen):
+                raise FeatureError("generate: a list of clips is empty, or a clip's index is out "
+                                   "of range")
+        return self.describe([clip_features[list(chosen)] for chosen in clips],
+                             num_beams=num_beams, max_new_tokens=max_new_tokens)
+
+    @torch.no_grad()
+    def describe(self, sequences: Sequence[Tensor], *, num_beams: int = 4,
+                 max_new_tokens: int | None = None,
+                 progress: Callable[[int], None] = lambda done: None) -> list[str]:
+        """A sentence for each sequence of clip features (V, Dv), V at least 1.
+
+        Of a sequence with more clips than the model takes, evenly spaced ones are read.
+
+        Raises:
+            ModelError: the model has no decoder.
+            FeatureError: `max_new_tokens` is more than the decoder can write.
+        """
+        generator = self.bundle.generator
+        if generator is None:
+            raise ModelError(f"model {self.bundle.name} has no decoder that could write text; "
+                             "train one with vbkit pretrain, or take another model")
+        most = self.config.max_decoder_positions - 1
+        if max_new_tokens is not None and max_new_tokens > most:
+            raise FeatureError(f"the decoder of model {self.bundle.name} writes at most {most} "
+                               "word pieces")
+        settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        limit = self.config.max_visual_positions
+        shown = [rows if len(rows) <= limit
+                 else rows[torch.linspace(0, len(rows) - 1, limit).round().long()]
+                 for rows in sequences]
+        # Sequences of like length together; equal ones need no padding.
+        order = sorted(range(len(shown)), key=lambda index: len(shown[index]))
+        written = [""] * len(shown)
+        for start in range(0, len(order), _DECODER_BATCH):
+            batch = order[start : start + _DECODER_BATCH]
+            ids = torch.tensor([[self.config.cls_token_id, self.config.video_token_id]])
+            ids = ids.expand(len(batch), 2).to(self.device)
+            out = generator.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=num_beams,
+                do_sample=False, **settings, **self.visual_inputs([shown[i] for i in batch]))
+            for index, text in zip(batch, self.bundle.processor.written(out), strict=True):
+                written[index] = text
+            progress(start + len(batch))
+        return written
 
     @torch.no_grad()
     def joint_outputs(
@@ -152,13 +245,8 @@ class Encoder:
         config, processor = self.config, self.bundle.processor
         last = config.sep_token_id if clips is None else config.video_token_id
         ids, mask = processor.pad([[config.cls_token_id, *text, last] for text in texts])
-        features = visual_mask = None
-        if clips is not None:
-            from vbkit.model.processing import pad_clips
-
-            features, visual_mask = pad_clips(clips)
-        out = self.model(ids.to(self.device), mask.to(self.device), features,
-                         visual_mask=visual_mask)
+        visual = {} if clips is None else self.visual_inputs(clips)
+        out = self.model(ids.to(self.device), mask.to(self.device), **visual)
         text_out = [row[1 : 1 + len(text)] for row, text in zip(out.text_hidden, texts,
                                                                 strict=True)]
         if clips is None:

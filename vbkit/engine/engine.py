@@ -16,7 +16,7 @@ from vbkit.engine.cache import FeatureCache
 from vbkit.engine.encoder import Encoder
 from vbkit.engine.pipeline import TEXT_OUTPUTS, Pipeline, Request
 from vbkit.engine.run import HeadRunner, Progress, Runner, RunResult, check_head_path
-from vbkit.errors import ModelError, UsageError
+from vbkit.errors import MediaError, UsageError
 from vbkit.features import Features
 from vbkit.heads import HeadContext
 from vbkit.media.open import READERS
@@ -128,14 +128,26 @@ class Engine:
         for encoded in pipeline.encode(requests):
             yield encoded.features.restrict(wanted)
 
-    def caption(self, inputs: Inputs) -> list[str]:
+    def caption(self, inputs: Inputs, *, num_beams: int = 4) -> list[str]:
         """One sentence a source, written by the model's decoder.
 
+        Args:
+            inputs: videos and pictures, as `vbkit run` takes them.
+            num_beams: of the beam search; 1 is greedy.
+
         Raises:
-            ModelError: the model has no decoder; `mini` has none yet.
+            ModelError: the model has no decoder.
+            MediaError: a source cannot be read, or has no picture.
         """
-        raise ModelError(f"model {self.bundle.name} has no decoder, so it cannot caption; the task "
-                         "summarisation names what is shown through the shared space")
+        self.encoder.check_needs({"generate"})
+        sequences = []
+        for features in self.encode(inputs, {"clip_features"}, transcript="none"):
+            if features.error is not None:
+                raise features.error
+            if not len(features.clip_features):
+                raise MediaError(f"{features.video_id} has no picture to describe")
+            sequences.append(features.clip_features)
+        return self.encoder.describe(sequences, num_beams=num_beams)
 
     # --- tasks --------------------------------------------------------------------------------
 
@@ -150,6 +162,7 @@ class Engine:
         heads: Mapping[str, str | Path] | None = None,
         transcript: str | Path = "auto",
         fresh: bool = False,
+        captions: bool = False,
         wait_s: float = 0.0,
         progress: Callable[[Progress], None] | None = None,
         command: str = "vbkit.Engine.run",
@@ -165,6 +178,7 @@ class Engine:
             heads: task name to the folder of a fine-tuned head.
             transcript: `"auto"`, `"none"`, or a path.
             fresh: redo everything, and ignore the cache.
+            captions: write a caption for each clip into the table `clips`.
             wait_s: how long to wait for another run that uses `out`.
             progress: called after each input.
             command: what `runs.command` will say.
@@ -179,6 +193,8 @@ class Engine:
         """
         store = ResultStore(out) if out is not None else None
         cache = self._cache(store)
+        if captions:
+            self.encoder.check_needs({"generate"})
         runners = self.heads(tasks, options, heads, cache)
         found = expand_inputs(_listed(inputs))
         pipeline = self.pipeline(cache, transcript, fresh, keyframes=store is not None)
@@ -187,7 +203,7 @@ class Engine:
             notes.append("questions are for the task qa, which was not asked for: they are ignored")
         runner = Runner(
             self.bundle, pipeline, runners, self.manager, store=store, questions=questions,
-            fresh=fresh, progress=progress,
+            fresh=fresh, captions=captions, progress=progress,
             describe={"command": command, "versions": _versions()})
         if store is None:
             return runner.run(found.sources, notes)

@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -553,6 +554,8 @@ class Pipeline:
         }
         if needs & {"clip_embeddings"}:
             out["clip_embeddings"] = encoder.embed_clips(clips)
+        if "visual_words" in needs:
+            out["visual_words"] = encoder.visual_words(clips)
         if "segment_embeddings" in needs:
             began = time.perf_counter()
             out["segment_embeddings"] = self._cached(
@@ -568,6 +571,8 @@ class Pipeline:
         if "joint" in needs:
             out["joint"] = lambda questions, segments, shown: encoder.joint(
                 clips, texts, questions, segments, shown)
+        if "generate" in needs:
+            out["generate"] = partial(encoder.generate, clips)
         if "frames" in needs:
             out["frames"] = _Frames(lambda: self._frames(item))
         return {name: value for name, value in out.items() if name in needs}

@@ -201,6 +201,7 @@ class Runner:
         store: ResultStore | None = None,
         questions: Sequence[str] = (),
         fresh: bool = False,
+        captions: bool = False,
         progress: Callable[[Progress], None] | None = None,
         describe: Mapping[str, Any] | None = None,
     ) -> None:
@@ -211,6 +212,7 @@ class Runner:
         self.store = store
         self.questions = tuple(questions)
         self.fresh = fresh
+        self.captions = captions
         self.progress = progress
         self.describe = dict(describe or {})
         self.seconds: dict[str, float] = defaultdict(float)
@@ -273,6 +275,8 @@ class Runner:
         for source in prepared:
             todo = self._todo(source)
             needs: frozenset[str] = frozenset().union(*(t.spec.needs for t in todo.tasks))
+            if self.captions and (todo.core or todo.tasks):
+                needs |= {"generate"}
             yield Request(source, needs, (), bool(todo.tasks) or todo.core, token=todo)
 
     def _todo(self, prepared: Prepared) -> _Todo:
@@ -301,8 +305,9 @@ class Runner:
                 questions[task.spec.name] = new
                 kept[task.spec.name] = answered
                 tasks.append(task)
-        core = self.fresh or (store.fingerprint("videos", video_id)
-                              != self._core_fingerprint(prepared))
+        core = (self.fresh
+                or store.fingerprint("videos", video_id) != self._core_fingerprint(prepared)
+                or (self.captions and self._older_captions(video_id) is None))
         return _Todo(tuple(tasks), questions, core, kept)
 
     def _row_fingerprint(self, task: HeadRunner, prepared: Prepared) -> str:
@@ -403,6 +408,23 @@ class Runner:
                 for row in old.to_dict("records")
                 if row["stage"] == "head" and row["task"] not in asked]
 
+    def _older_captions(self, video_id: str) -> list[str | None] | None:
+        """Captions of a video's clips that an earlier run wrote, if it wrote any."""
+        old = self.store.rows("clips", video_id) if self.store is not None else None
+        if old is None or (len(old) and old["caption"].isna().all()):
+            return None
+        return [None if pd.isna(text) else str(text) for text in old["caption"]]
+
+    def _captions(self, encoded: Encoded) -> list[str | None]:
+        """A caption for each clip, where they were asked for or are there already."""
+        features, count = encoded.features, len(encoded.clip_times)
+        if self.captions and count and "generate" in features.available:
+            return list(features.generate([[clip] for clip in range(count)]))
+        older = None
+        if not self.fresh and encoded.complete:
+            older = self._older_captions(features.video_id)
+        return older if older is not None and len(older) == count else [None] * count
+
     def _core_tables(self, encoded: Encoded, failures: Sequence[Failure],
                      status: str) -> dict[str, pd.DataFrame]:
         prepared, media = encoded.request.prepared, encoded.features.info
@@ -427,9 +449,10 @@ class Runner:
                 {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text}
                 for i, s in enumerate(segments)]),
             "clips": CORE_TABLES["clips"].frame([
-                {"clip": i, "start_s": start, "end_s": end, "caption": None, "keyframe": picture}
-                for i, ((start, end), picture) in enumerate(
-                    zip(encoded.clip_times, keyframes, strict=True))]),
+                {"clip": i, "start_s": start, "end_s": end, "caption": caption,
+                 "keyframe": picture}
+                for i, ((start, end), caption, picture) in enumerate(
+                    zip(encoded.clip_times, self._captions(encoded), keyframes, strict=True))]),
             "errors": CORE_TABLES["errors"].frame([
                 {"stage": f.stage, "task": f.task, "error_type": f.error_type,
                  "message": f.message} for f in failures]),

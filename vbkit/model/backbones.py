@@ -31,6 +31,8 @@ __all__ = [
     "ImageBackbone",
     "Pooling",
     "Precision",
+    "Spatial",
+    "SpatialPool",
     "VideoBackbone",
     "fold_batch_norms",
     "load_backbone",
@@ -41,6 +43,7 @@ Fit = Literal["crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
 Pooling = Literal["mean", "mean_std"]
 Precision = Literal["float32", "bfloat16"]
+Spatial = Literal["mean", "mean_max_std"]
 
 _FOLD_TOLERANCE = 1e-4
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
@@ -212,7 +215,8 @@ class ImageBackbone(Backbone):
         network: (N, 3, S, S) -> (N, D) pooled features.
         width: D.
         pooling: `"mean"` over the frames gives D features; `"mean_std"` adds their population
-            standard deviation, so that features tell what changes in a clip: 2·D.
+            standard deviation, so that features tell what changes in a clip.
+        deviations: of how many features, from the first, `"mean_std"` adds it; all by default.
         frames_per_clip, image_size, mean, std, fit, interpolation: as in `Backbone`.
     """
 
@@ -226,13 +230,19 @@ class ImageBackbone(Backbone):
         std: Sequence[float],
         frames_per_clip: int = 4,
         pooling: Pooling = "mean",
+        deviations: int | None = None,
         fit: Fit = "crop",
         interpolation: Interpolation = "bilinear",
     ) -> None:
         if pooling not in ("mean", "mean_std"):
             raise ModelError(f"pooling is {pooling!r}, but must be mean or mean_std")
+        deviations = width if deviations is None else deviations
+        if not 0 < deviations <= width:
+            raise ModelError(f"deviations is {deviations}, but must be from 1 to {width}")
+        self.deviations = deviations
         super().__init__(
-            network, dim=width * (1 if pooling == "mean" else 2), image_size=image_size,
+            network, dim=width + (deviations if pooling == "mean_std" else 0),
+            image_size=image_size,
             frames_per_clip=frames_per_clip, mean=mean, std=std, fit=fit,
             interpolation=interpolation,
         )
@@ -247,11 +257,23 @@ class ImageBackbone(Backbone):
         mean = features.mean(1)
         if self.pooling == "mean":
             return mean
-        return torch.cat((mean, features.std(1, correction=0)), 1)
+        return torch.cat((mean, features[..., : self.deviations].std(1, correction=0)), 1)
 
     def frame_features(self, frames: Tensor) -> Tensor:
         """Features of single frames: (N, H, W, 3) uint8 -> (N, width) float32."""
         return self.network(self.preprocess(frames)).float()
+
+
+class SpatialPool(nn.Module):
+    """Feature maps (N, D, h, w) to their mean, maximum and standard deviation over space, (N, 3·D).
+
+    The mean says what fills a picture, the maximum what is anywhere in it, and the deviation
+    whether it keeps to one place.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = maps.float()
+        return torch.cat((maps.mean((2, 3)), maps.amax((2, 3)), maps.std((2, 3))), 1)
 
 
 class VideoBackbone(Backbone):

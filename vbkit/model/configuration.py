@@ -24,13 +24,19 @@ class VideoBertConfig(PretrainedConfig):
         visual_feature_size: how many of a clip's Dv pooled backbone features the model reads, from
             the first. With mean-and-deviation pooling the deviations over time come last, and a
             model trained on still pictures leaves them to the heads.
+        visual_reduction_size: width of a linear map that those features go through first, shared by
+            the clip projection and the encoder's visual input; 0 for none.
         visual_vocab_size: number of visual words; 0 for none.
         visual_input: what a clip's input vector is made of: "features" (projected), "words"
             (the visual word's embedding, as in Sun et al., ICCV 2019) or "both" (their sum).
         max_visual_positions: clips in one input sequence, at most.
+        adapter_size: width of the adapters beside each layer's attention and feed-forward part (He
+            et al., ICLR 2022, section 3: parallel adapters); 0 for none. They belong to the joint
+            encoder, in all three regimes; a text embedded by itself passes them by, so that the
+            text tower stays what it was before the adapters were trained.
         shared_size: D, width of the space that video and text share.
         projection_hidden_size: width of the clip projection's hidden layer; 0 for a linear one.
-        projection_dropout: of the clip projection's input and hidden layer, in training.
+        projection_dropout: of the clip projection's hidden layer, in training.
         num_decoder_layers: layers of the decoder that writes text; 0 for no decoder.
         decoder_intermediate_size: width of the decoder's feed-forward layers.
         max_decoder_positions: word pieces that the decoder writes, at most.
@@ -67,9 +73,11 @@ class VideoBertConfig(PretrainedConfig):
         layer_norm_eps: float = 1e-12,
         position_encoding: str = "learned",
         visual_feature_size: int = 1280,
+        visual_reduction_size: int = 0,
         visual_vocab_size: int = 0,
         visual_input: str = "features",
         max_visual_positions: int = 64,
+        adapter_size: int = 0,
         shared_size: int = 384,
         projection_hidden_size: int = 1024,
         projection_dropout: float = 0.0,
@@ -102,9 +110,11 @@ class VideoBertConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.position_encoding = position_encoding
         self.visual_feature_size = visual_feature_size
+        self.visual_reduction_size = visual_reduction_size
         self.visual_vocab_size = visual_vocab_size
         self.visual_input = visual_input
         self.max_visual_positions = max_visual_positions
+        self.adapter_size = adapter_size
         self.shared_size = shared_size
         self.projection_hidden_size = projection_hidden_size
         self.projection_dropout = projection_dropout

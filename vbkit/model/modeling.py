@@ -108,8 +108,20 @@ class SelfAttention(nn.Module):
         return self.output(out.transpose(1, 2).reshape(batch, length, hidden)), attention
 
 
+class Adapter(nn.Module):
+    """A bottleneck beside a sublayer, adding 0 before it is trained (He et al., ICLR 2022)."""
+
+    def __init__(self, config: VideoBertConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.hidden_size, config.adapter_size)
+        self.up = nn.Linear(config.adapter_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(F.gelu(self.down(x)))
+
+
 class EncoderLayer(nn.Module):
-    """Post-norm Transformer layer, as in BERT (Devlin et al., 2019)."""
+    """Post-norm Transformer layer, as in BERT (Devlin et al., 2019), with adapters or without."""
 
     def __init__(self, config: VideoBertConfig) -> None:
         super().__init__()
@@ -120,14 +132,20 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_adapter = Adapter(config) if config.adapter_size else None
+        self.mlp_adapter = Adapter(config) if config.adapter_size else None
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, weights: bool
+        self, x: Tensor, mask: Tensor | None, weights: bool, adapted: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         attended, attention = self.attention(x, mask, weights)
+        if adapted and self.attention_adapter is not None:
+            attended = attended + self.attention_adapter(x)
         x = self.attention_norm(x + self.dropout(attended))
-        x = self.mlp_norm(x + self.dropout(self.mlp_out(self.activation(self.mlp_in(x)))))
-        return x, attention
+        out = self.mlp_out(self.activation(self.mlp_in(x)))
+        if adapted and self.mlp_adapter is not None:
+            out = out + self.mlp_adapter(x)
+        return self.mlp_norm(x + self.dropout(out)), attention
 
 
 class TextEmbeddings(nn.Module):
@@ -154,7 +172,8 @@ class VisualEmbeddings(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         if config.visual_input != "words":
-            self.features = nn.Linear(config.visual_feature_size, hidden)
+            self.features = nn.Linear(
+                config.visual_reduction_size or config.visual_feature_size, hidden)
         if config.visual_input != "features":
             self.words = nn.Embedding(config.visual_vocab_size + 1, hidden)  # the last is [MASK]
         self.visual_input = config.visual_input
@@ -188,14 +207,14 @@ class ClipProjection(nn.Module):
 
     def __init__(self, config: VideoBertConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.visual_feature_size, config.shared_size)
+        size = config.visual_reduction_size or config.visual_feature_size
+        self.linear = nn.Linear(size, config.shared_size)
         width = config.projection_hidden_size
-        self.mlp_in = nn.Linear(config.visual_feature_size, width) if width else None
+        self.mlp_in = nn.Linear(size, width) if width else None
         self.mlp_out = nn.Linear(width, config.shared_size) if width else None
         self.dropout = nn.Dropout(config.projection_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        features = self.dropout(features)
         x = self.linear(features)
         if self.mlp_in is not None and self.mlp_out is not None:
             x = x + self.mlp_out(self.dropout(F.gelu(self.mlp_in(features))))
@@ -272,6 +291,8 @@ class VideoBertPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.type_embedding)
             if self.config.position_encoding == "sinusoidal" and module.positions is not None:
                 module.positions.weight.copy_(sinusoids(*module.positions.weight.shape))
+        elif isinstance(module, Adapter):
+            nn.init.zeros_(module.up.weight)
         elif isinstance(module, VideoBertModel):
             nn.init.zeros_(module.feature_mean)
             nn.init.ones_(module.feature_std)
@@ -293,6 +314,10 @@ class VideoBertModel(VideoBertPreTrainedModel):
         )
         self.relative_bias = (
             RelativeBias(config) if config.position_encoding == "relative" else None
+        )
+        self.reduction = (
+            nn.Linear(config.visual_feature_size, config.visual_reduction_size, bias=False)
+            if config.visual_reduction_size else None
         )
         self.clip_projection = ClipProjection(config)
         self.register_buffer("feature_mean", torch.zeros(config.visual_feature_size))
@@ -319,6 +344,14 @@ class VideoBertModel(VideoBertPreTrainedModel):
                              f"reads {size}: they come from another backbone")
         return (clip_features[..., :size] - self.feature_mean) / self.feature_std
 
+    def reduce(self, clip_features: Tensor) -> Tensor:
+        """`standardise`, then the shared linear map, where the model has one.
+
+        (..., Dv) to (..., visual_reduction_size or visual_feature_size).
+        """
+        features = self.standardise(clip_features)
+        return features if self.reduction is None else self.reduction(features)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -327,6 +360,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
         visual_words: Tensor | None = None,
         visual_mask: Tensor | None = None,
         visual_masked: Tensor | None = None,
+        adapted: bool = True,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool = True,
@@ -341,6 +375,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
             visual_words: (B, V) int64 ids in the visual vocabulary.
             visual_mask: (B, V), 1 where there is a clip.
             visual_masked: (B, V) bool, the clips whose content is hidden from the model.
+            adapted: whether the adapters take part, where the model has them.
 
         Raises:
             ValueError: the sequence is longer than the model's position encodings, or an input
@@ -369,7 +404,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
                 visual_mask = torch.ones(batch, clips, device=device)
             visual_mask = visual_mask.bool()
             if visual_features is not None:
-                visual_features = self.standardise(visual_features)
+                visual_features = self.reduce(visual_features)
             positions = torch.arange(clips, device=device).expand(batch, clips)
             video = self.visual_embeddings(visual_features, visual_words, positions,
                                            visual_masked)
@@ -387,7 +422,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
         hidden_states: list[Tensor] = [x]
         attentions: list[Tensor | None] = []
         for layer in self.layers:
-            x, weights = layer(x, attention, output_attentions)
+            x, weights = layer(x, attention, output_attentions, adapted)
             hidden_states.append(x)
             attentions.append(weights)
         output = VideoBertOutput(
@@ -402,7 +437,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Texts `[CLS] text [SEP]` (B, L) into the shared space: (B, D) unit vectors."""
-        hidden = self(input_ids, attention_mask).last_hidden_state
+        hidden = self(input_ids, attention_mask, adapted=False).last_hidden_state
         if self.config.text_pooling == "cls":
             return F.normalize(hidden[:, 0], dim=-1)
         weight = attention_mask[..., None].to(hidden.dtype)
@@ -410,7 +445,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
 
     def embed_clips(self, clip_features: Tensor) -> Tensor:
         """Clip features (..., Dv) into the shared space: (..., D) unit vectors."""
-        return self.clip_projection(self.standardise(clip_features))
+        return self.clip_projection(self.reduce(clip_features))
 
 
 class VideoBertForPreTraining(VideoBertPreTrainedModel):

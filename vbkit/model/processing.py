@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["VIDEO_TOKEN", "VideoBertProcessor"]
+__all__ = ["VIDEO_TOKEN", "VideoBertProcessor", "joined", "pad_clips"]
 
 VIDEO_TOKEN = "[>]"
 """Stands between text and video in the input sequence (Sun et al., ICCV 2019, section 3.2)."""
@@ -75,6 +76,14 @@ class VideoBertProcessor(ProcessorMixin):
             return []
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
+    def written(self, ids: Tensor) -> list[str]:
+        """Texts of (B, K) word piece ids that a decoder wrote, special tokens left out.
+
+        Words that BERT's pieces part, as in `t - shirt`, `man ' s` and `grass .`, are joined.
+        """
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [joined(text.strip()) for text in texts]
+
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, L) int64 ids and their mask, padded at the end."""
         length = max(map(len, rows), default=0)
@@ -84,6 +93,19 @@ class VideoBertProcessor(ProcessorMixin):
             ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = 1
         return ids, mask
+
+
+_APART = re.compile(
+    r"(?<=\w) (['’]) (?=(?:s|t|m|d|re|ve|ll)\b)"
+    r"|(?<=\w) (-) (?=\w)"
+    r"|(?<=\d) ([.,:/]) (?=\d)"
+    r"| ([.,!?;:])(?=\s|$)"
+)
+
+
+def joined(text: str) -> str:
+    """Words as people write them, of a text in which BERT's pieces stand apart."""
+    return _APART.sub(lambda match: next(group for group in match.groups() if group), text)
 
 
 def pad_clips(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
