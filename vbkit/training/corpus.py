@@ -639,6 +639,12 @@ class Corpus:
         first, last = tensors[f"{name}_offsets"][start : start + 2]
         return tensors[f"{name}_ids"][first:last]
 
+    def segment_lengths(self, item: int) -> np.ndarray:
+        """(S,) word pieces of each segment."""
+        start = self.row(item, "segment_row")
+        offsets = self.tensors(int(self.shard[item]))["segment_offsets"]
+        return np.diff(offsets[start : start + self.row(item, "segments") + 1])
+
     def segment_clips(self, item: int) -> np.ndarray:
         """(S, 2) the clips `[first, last)` that overlap each segment."""
         start = self.row(item, "segment_row")

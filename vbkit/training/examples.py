@@ -368,9 +368,9 @@ class BatchStream:
             begin = times[first, 0] - self.options.near_seconds
             end = times[last - 1, 1] + self.options.near_seconds
             segment_times = self.corpus.segment_times(item)
-            far = np.flatnonzero((spans[:, 1] > spans[:, 0])
+            far = np.flatnonzero((self.corpus.segment_lengths(item) > 0)
+                                 & (spans[:, 1] > spans[:, 0])
                                  & ((segment_times[:, 1] < begin) | (segment_times[:, 0] > end)))
-            far = far[[len(self.corpus.text(item, "segment", int(n))) > 0 for n in far]]
             if len(far):
                 ids = self.corpus.text(item, "segment", int(rng.choice(far)))
                 return _cut(ids, self.options.max_text_tokens - 2, rng)

@@ -350,10 +350,10 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
     if corpus.info.tokenizer != tokenizer_key(start.processor.tokenizer):
         raise CorpusError(f"the corpus {config.corpus[0]} was tokenized for another model than "
                           f"{name}; make one for this model")
-    if corpus.info.backbone and corpus.info.backbone != start.backbone:
+    if corpus.info.backbone and start.backbone and corpus.info.backbone != start.backbone:
         raise CorpusError(f"the clip features of {config.corpus[0]} were made by backbone "
-                          f"{corpus.info.backbone}, but {name} goes with "
-                          f"{start.backbone or 'none'}; make a corpus for this model")
+                          f"{corpus.info.backbone}, but {name} goes with {start.backbone}; make a "
+                          "corpus for this model")
     width = start.model.config.visual_feature_size
     if 0 < corpus.info.feature_size < width:
         raise CorpusError(f"the clip features of {config.corpus[0]} are "
