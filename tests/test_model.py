@@ -63,7 +63,15 @@ def test_text_alone_equals_bert_with_its_weights() -> None:
     assert torch.allclose(theirs[mask.bool()], ours[mask.bool()], atol=1e-5)
 
 
-def test_padding_changes_nothing(model: VideoBertModel) -> None:
+@pytest.mark.parametrize("changes", [
+    {}, {"position_encoding": "sinusoidal"}, {"position_encoding": "relative"},
+    {"visual_reduction_size": 4}, {"adapter_size": 4},
+])
+def test_padding_changes_nothing(changes) -> None:
+    torch.manual_seed(0)
+    model = VideoBertModel(small(**changes)).eval()
+    if model.relative_bias is not None:
+        torch.nn.init.normal_(model.relative_bias.bias.weight)  # at first it would hide nothing
     ids, features = words(1, 5), torch.randn(1, 3, 6)
     padded_ids = torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1)
     mask = torch.tensor([[1] * 5 + [0] * 4])
@@ -110,10 +118,10 @@ def test_visual_input_of_each_kind_trains_and_survives_saving(tmp_path, visual_i
     output = model(**inputs)
     output.loss.backward()
     assert output.word_logits.shape == (int((labels != -100).sum()), 300)
-    assert output.visual_word_logits.shape == (2, 3, 10)
+    assert output.visual_word_logits.shape == (6, 10)
     assert output.alignment_logits.shape == (2,)
     assert all(parameter.grad is not None for name, parameter in model.named_parameters()
-               if "clip_projection" not in name)
+               if not name.startswith(("videobert.clip_projection", "logit_scale")))
     model.eval().save_pretrained(tmp_path)
     again = VideoBertForPreTraining.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -148,6 +156,64 @@ def test_what_is_asked_for_and_not_given_is_an_error(model: VideoBertModel) -> N
 def test_a_wrong_configuration_is_refused(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         small(**changes)
+
+
+def test_relative_positions_know_order_and_no_place() -> None:
+    torch.manual_seed(0)
+    model = VideoBertModel(small(position_encoding="relative")).eval()
+    assert not any("positions" in name for name, _ in model.named_parameters())
+    torch.nn.init.normal_(model.relative_bias.bias.weight)
+    ids = words(1, 6)
+    with torch.no_grad():
+        there, back = (model(x).last_hidden_state for x in (ids, ids.flip(1)))
+    assert not torch.allclose(there, back.flip(1), atol=1e-3)
+    is_video = torch.zeros(1, 6, dtype=torch.bool)
+    here = model.relative_bias(torch.arange(6)[None], is_video)
+    assert torch.equal(here, model.relative_bias(torch.arange(20, 26)[None], is_video))
+
+
+def test_adapters_leave_the_text_tower_alone() -> None:
+    torch.manual_seed(0)
+    plain = VideoBertModel(small()).eval()
+    adapted = VideoBertModel(small(adapter_size=8)).eval()
+    adapted.load_state_dict(plain.state_dict(), strict=False)
+    ids, mask = words(2, 7), torch.ones(2, 7, dtype=torch.long)
+    with torch.no_grad():
+        assert torch.equal(plain(ids).last_hidden_state, adapted(ids).last_hidden_state)
+        for layer in adapted.layers:
+            torch.nn.init.normal_(layer.mlp_adapter.up.weight)
+        assert not torch.allclose(plain(ids).last_hidden_state, adapted(ids).last_hidden_state)
+        assert torch.equal(plain.embed_text(ids, mask), adapted.embed_text(ids, mask))
+
+
+def test_a_hidden_clip_says_nothing() -> None:
+    torch.manual_seed(0)
+    model = VideoBertModel(small(visual_vocab_size=5, visual_input="both")).eval()
+    ids, features, named = words(1, 4), torch.randn(1, 3, 6), torch.tensor([[1, 2, 3]])
+    hidden = torch.tensor([[False, True, False]])
+    with torch.no_grad():
+        one = model(ids, visual_features=features, visual_words=named, visual_masked=hidden)
+        features[0, 1] += 1.0
+        other = model(ids, visual_features=features, visual_words=torch.tensor([[1, 4, 3]]),
+                      visual_masked=hidden)
+        seen = model(ids, visual_features=features, visual_words=named)
+    assert torch.equal(one.last_hidden_state, other.last_hidden_state)
+    assert not torch.allclose(one.last_hidden_state, seen.last_hidden_state)
+
+
+def test_the_contrast_falls_when_texts_go_with_their_videos() -> None:
+    torch.manual_seed(0)
+    model = VideoBertForPreTraining(small(visual_vocab_size=0)).train(False)
+    texts, features = words(6, 5), torch.randn(6, 1, 6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = model(text_ids=texts, visual_features=features).losses["contrast"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_sinusoidal_positions_are_not_trained() -> None:

@@ -42,8 +42,8 @@ class HeadContext:
         cache_dir: a folder of the head's own, kept between runs, or None where nothing is cached.
         logger: goes to stderr.
         model_name: the model whose outputs the head will see, e.g. `"mini"`.
-        model_fingerprint: changes whenever the model's weights do; a head trained for one model
-            refuses another.
+        model_fingerprint: changes with the weights that decide the outputs that the head reads; a
+            head trained on one model's outputs refuses another's.
     """
 
     options: Any = field(default_factory=NoOptions)

@@ -12,17 +12,17 @@ __all__ = ["TextModel", "VisualModel", "supported"]
 class VisualModel(nn.Module):
     """A linear map for each visual category.
 
-    `clip_features` are two halves: the mean over the clip's frames, and their standard deviation,
-    the change in time. Things (`still`) are read off the first half; the second is zero for a
-    picture, and would tell pictures from videos.
+    Of `clip_features` two parts are read: the first, the mean over the clip's frames and over their
+    area, and the last, its standard deviation over the frames, the change in time. Things (`still`)
+    are read off the first; the last is zero for a picture, and would tell pictures from videos.
 
-    What moves is read off the second half, after a square root that evens out few strong changes
+    What moves is read off the last part, after a square root that evens out few strong changes
     (`motion`). Motion of another kind looks alike, sports for instance, so a second map (`scene`)
-    of the first half says whether the setting is one that motion was learnt in; the probability is
+    of the first part says whether the setting is one that motion was learnt in; the probability is
     the product of both. A clip in which nothing moves is not judged.
 
     Args:
-        width: of one half.
+        width: of one part.
         still: number of categories that are seen in a still.
         moving: number of categories that need motion.
     """
@@ -39,19 +39,17 @@ class VisualModel(nn.Module):
         self.motion = nn.Linear(width, moving)
         self.scene = nn.Linear(width, moving)
 
-    @staticmethod
-    def rooted(clip_features: Tensor) -> Tensor:
-        """Clip features with the square root of their second half."""
-        width = clip_features.shape[1] // 2
-        changes = clip_features[:, width:].clamp(min=0).sqrt()
-        return torch.cat([clip_features[:, :width], changes], 1)
+    def rooted(self, clip_features: Tensor) -> Tensor:
+        """(C, 2 x width): the two parts, with the square root of the last."""
+        changes = clip_features[:, -self.width :].clamp(min=0).sqrt()
+        return torch.cat([clip_features[:, : self.width], changes], 1)
 
     def standardised(self, clip_features: Tensor) -> Tensor:
         """The inputs of the linear maps."""
         return (self.rooted(clip_features) - self.mean) / self.scale
 
     def forward(self, clip_features: Tensor) -> Tensor:
-        """Logits (C, still + moving) of `clip_features` (C, 2 x width).
+        """Logits (C, still + moving) of `clip_features` (C, at least 2 x width).
 
         The logit of a moving category is minus infinity where nothing moves.
         """
@@ -60,7 +58,7 @@ class VisualModel(nn.Module):
             self.scene(x[:, : self.width])
         )
         moving = both - torch.log(-torch.expm1(both.clamp(max=-1e-6)))
-        is_still = clip_features[:, self.width :].amax(1, keepdim=True) <= 1e-4
+        is_still = clip_features[:, -self.width :].amax(1, keepdim=True) <= 1e-4
         moving = moving.masked_fill(is_still, float("-inf"))
         return torch.cat([self.still(x[:, : self.width]), moving], 1)
 

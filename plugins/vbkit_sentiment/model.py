@@ -80,8 +80,8 @@ class TextSentiment(nn.Module):
 class PictureSentiment(nn.Module):
     """A linear map of a clip's mean features, standardised.
 
-    Only the first half of `clip_features` (the mean over the clip's frames) is read; the second,
-    the change in time, is zero for a still and would tell pictures from videos.
+    Only the first part of `clip_features` (the mean over the clip's frames and over their area) is
+    read; the last, the change in time, is zero for a still and would tell pictures from videos.
     """
 
     mean: Tensor
@@ -94,7 +94,7 @@ class PictureSentiment(nn.Module):
         self.linear = nn.Linear(width, 3)
 
     def forward(self, clip_features: Tensor) -> Tensor:
-        """Logits (C, 3) of `clip_features` (C, 2 x width)."""
+        """Logits (C, 3) of `clip_features` (C, at least width)."""
         logits: Tensor = self.linear((clip_features[:, : len(self.mean)] - self.mean) / self.scale)
         return logits
 

@@ -15,7 +15,11 @@ import torch
 
 import vbkit
 
-__all__ = ["Encoder"]
+__all__ = ["MEANS", "Encoder"]
+
+MEANS = 1280
+"""How many of `mini`'s clip features, from the first, are means over frames and their area; as
+many, from the last, are deviations over the frames."""
 
 
 class Encoder:
@@ -38,10 +42,10 @@ class Encoder:
             self._engine = vbkit.Engine(model=self.model_name)
         return self._engine
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the model's weights, which a head's settings record."""
-        return str(self.engine.bundle.fingerprint)
+    def fingerprint(self, task: str) -> str:
+        """Of what a task's head reads of the model, which its settings record."""
+        needs = self.engine.manager.get_task(task).spec.needs
+        return self.engine.bundle.fingerprint_of(needs)
 
     def text_embeddings(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) float32 unit vectors of N texts."""
@@ -87,8 +91,8 @@ class Encoder:
         compute: Callable[[list[str]], Iterable[np.ndarray]],
     ) -> list[np.ndarray]:
         """Arrays of `items` from the cache file of this kind; what is missing is added to it."""
-        name = f"{kind}-{self.model_name}-{self.fingerprint[:12] or 'any'}.npz"
-        path = self.cache / name
+        output = "segment_embeddings" if kind == "text" else kind
+        path = self.cache / f"{kind}-{self.engine.bundle.fingerprint_of({output})[:12]}.npz"
         known: dict[str, np.ndarray] = {}
         if path.exists():
             with np.load(path) as stored:

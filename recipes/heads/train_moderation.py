@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from encode import Encoder
+from encode import MEANS, Encoder
 from report import markdown_table, replace_block
 from torch import Tensor
 
@@ -302,7 +302,7 @@ def train_visual(samples: Samples, rows: np.ndarray, seed: int) -> VisualModel:
     torch.manual_seed(seed)
     index = torch.as_tensor(rows)
     x = samples.features[index]
-    model = VisualModel(x.shape[1] // 2, len(STILL), len(MOVING))
+    model = VisualModel(MEANS, len(STILL), len(MOVING))
     rooted = model.rooted(x)
     model.mean.copy_(rooted.mean(0))
     moves = rooted[:, model.width :].amax(1) > 0.01  # a picture does not
@@ -668,7 +668,7 @@ def main() -> None:
 
     settings = {
         "task": "moderation", "model": encoder.model_name,
-        "model_fingerprint": encoder.fingerprint, "seed": seed, "prior": PRIOR,
+        "model_fingerprint": encoder.fingerprint("moderation"), "seed": seed, "prior": PRIOR,
         "false_alarms_wanted": FALSE_ALARMS,
         "visual": {"width": visual.width, "categories": [*STILL, *MOVING],
                    "moving": list(MOVING)},

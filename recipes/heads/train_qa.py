@@ -469,7 +469,8 @@ def run(encoder: Encoder, arguments: argparse.Namespace) -> None:
         tensors |= {f"reader.{member}.{name}": value
                     for name, value in reader.state_dict().items()}
     save_head(arguments.out, tensors, {
-        "model": encoder.model_name, "model_fingerprint": encoder.fingerprint, "language": "en",
+        "model": encoder.model_name, "model_fingerprint": encoder.fingerprint("qa"),
+        "language": "en",
         "reader": asdict(CONFIG), "members": arguments.members,
         "right": is_right.to_settings(), "found": is_found.to_settings(),
         "score": fit(odds, right, weight).to_settings(), "shown": shown.to_settings(),

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from encode import Encoder
+from encode import MEANS, Encoder
 from report import markdown_table, replace_block
 from torch import Tensor, nn
 
@@ -78,7 +78,6 @@ class Texts:
             np.concatenate([self.groups, other.groups]),
             torch.cat([self.weights, other.weights]), torch.cat([self.binary, other.binary]),
         )
-
 
 def texts_of(
     encoder: Encoder, texts: list[str], labels: list[int], groups: list[str],
@@ -263,7 +262,7 @@ def do_text(encoder: Encoder, data: Path, seed: int) -> tuple[TextSentiment, dic
 
 def fit_picture(features: Tensor, target: Tensor, penalty: float) -> PictureSentiment:
     """Logistic regression over three classes, at their own shares."""
-    width = features.shape[1] // 2
+    width = MEANS
     model = PictureSentiment(width)
     model.mean.copy_(features[:, :width].mean(0))
     model.scale.copy_(features[:, :width].std(0) + 0.05)
@@ -304,7 +303,7 @@ def do_picture(encoder: Encoder, data: Path) -> tuple[PictureSentiment, dict[str
     # A fifth of the training pictures sets penalty and temperature; val is scored once.
     tune = ~is_val & (np.arange(len(names)) % 5 == 0)
     fit = torch.as_tensor(np.flatnonzero(~is_val & ~tune))
-    width = features.shape[1] // 2
+    width = MEANS
     known = torch.as_tensor(np.flatnonzero(tune))
     models = [fit_picture(features[fit], target[fit], penalty) for penalty in PENALTIES]
     losses = [float(F.cross_entropy(logits_of(model, features[known]), target[known]))
@@ -372,7 +371,7 @@ def main() -> None:
     picture, picture_settings = do_picture(encoder, arguments.data)
     settings = {
         "task": "sentiment", "model": encoder.model_name,
-        "model_fingerprint": encoder.fingerprint, "seed": arguments.seed,
+        "model_fingerprint": encoder.fingerprint("sentiment"), "seed": arguments.seed,
         "text": text_settings, "picture": picture_settings,
         "trained_on": {"text": ["MELD", "MOSI", "VT-SSum", "YouCook2"], "picture": ["Flickr8k"]},
     }

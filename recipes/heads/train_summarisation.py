@@ -325,7 +325,8 @@ def run(encoder: Encoder, arguments: argparse.Namespace) -> None:
     tensors |= {f"selector.{name}": value for name, value in model.state_dict().items()}
     tensors["rarity"] = torch.tensor(list(rarity.values()))
     save_head(arguments.out, tensors, {
-        "model": encoder.model_name, "model_fingerprint": encoder.fingerprint, "language": "en",
+        "model": encoder.model_name,
+        "model_fingerprint": encoder.fingerprint("summarisation"), "language": "en",
         "selector": asdict(CONFIG), "stems": list(rarity), "concepts": names,
         "calibration": [round(slope, 5), round(bias, 5)], "validation": numbers, "seed": seed,
         "data": "VT-SSum (CC BY-NC-ND 4.0), Flickr8k (research use), ImageNet sample (research "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class Bundle:
         self.model = load_model(self.path, self.device)
         self.config = self.model.config
         self.fingerprint = _fingerprint(self.path)
+        self._digests: dict[str, bytes] = {}
 
     @cached_property
     def processor(self) -> VideoBertProcessor:
@@ -114,6 +116,44 @@ class Bundle:
             raise ModelError(f"{self.path}: the vocabulary has {len(vocabulary)} words, but "
                              f"config.json says {self.config.visual_vocab_size}")
         return vocabulary.to(self.device)
+
+    def fingerprint_of(self, needs: Iterable[str]) -> str:
+        """Names what decides the outputs that are named, and changes with that alone.
+
+        A head depends on no more of a model than the outputs that it reads: a decoder that was
+        trained further leaves heads on `segment_embeddings` as they are.
+
+        Args:
+            needs: names of `vbkit.specs.FEATURE_OUTPUTS`.
+        """
+        parts = {part for name in needs for part in _PARTS_OF.get(name, ("whole",))}
+        if "whole" in parts:
+            return self.fingerprint
+        digest = hashlib.blake2b(digest_size=8)
+        for part in sorted(parts):
+            if part not in self._digests:
+                self._digests[part] = self._part_digest(part)
+            digest.update(self._digests[part])
+        return digest.hexdigest()
+
+    def _part_digest(self, part: str) -> bytes:
+        config = self.config
+        digest = hashlib.blake2b(part.encode(), digest_size=8)
+        if part == "visual":
+            digest.update(self._visual_digest([FEATURES_VERSION, self.config.backbone,
+                                               self.config.clip_seconds]).encode())
+            return digest.digest()
+        if part == "text":
+            settings = [config.text_tower, config.text_pooling, config.max_text_length,
+                        config.num_attention_heads, config.hidden_act, config.layer_norm_eps,
+                        config.position_encoding]
+            digest.update(json.dumps(settings).encode())
+            digest.update((self.path / "tokenizer.json").read_bytes())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if _part_of(name) == part:
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.digest()
 
     def has(self, part: str) -> bool:
         """Whether the weights have a part, such as `"decoder"` or `"word_head"`."""
@@ -184,16 +224,42 @@ class Bundle:
 
     @cached_property
     def visual_key(self) -> str:
-        """Names what decides a clip's features: backbone, its weights, and the clip grid."""
-        settings = json.dumps([FEATURES_VERSION, self.config.backbone, self.config.clip_seconds,
-                               self.precision], sort_keys=True)
+        """Names what decides a clip's features: backbone, its weights, precision, the clip grid."""
+        return self._visual_digest([FEATURES_VERSION, self.config.backbone,
+                                    self.config.clip_seconds, self.precision])
+
+    def _visual_digest(self, settings: list[Any]) -> str:
+        text = json.dumps(settings, sort_keys=True) + self._backbone_weights
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _backbone_weights(self) -> str:
         weights = (self.config.backbone or {}).get("weights")
         path = self.path / weights if weights else None
-        digest = ""
-        if path is not None and path.exists():
-            inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            digest = _digest(inside)
-        return hashlib.sha256((settings + digest).encode()).hexdigest()[:16]
+        if path is None or not path.exists():
+            return ""
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return _digest(inside)
+
+
+_PARTS_OF: dict[str, tuple[str, ...]] = {
+    "clip_times": (), "segments": (), "segment_times": (), "frames": (),
+    "clip_features": ("visual",),
+    "clip_embeddings": ("visual", "projection"),
+    "segment_embeddings": ("text",),
+    "encode_text": ("text",),
+}
+"""What an output depends on; whatever is not here depends on the whole model."""
+
+
+def _part_of(name: str) -> str:
+    """Which part of the model a weight of `VideoBertModel` belongs to."""
+    if name.startswith(("clip_projection.", "reduction.", "feature_")):
+        return "projection"
+    if name.startswith(("text_embeddings.", "layers.", "relative_bias.")) and (
+            "_adapter." not in name):
+        return "text"
+    return "joint"
 
 
 def find_model(manager: PluginManager, model: str) -> Path:

@@ -558,8 +558,9 @@ class Pipeline:
             out["visual_words"] = encoder.visual_words(clips)
         if "segment_embeddings" in needs:
             began = time.perf_counter()
+            key = self.bundle.fingerprint_of({"segment_embeddings"})
             out["segment_embeddings"] = self._cached(
-                item, prepared.transcript_id, "text", self.bundle.fingerprint,
+                item, prepared.transcript_id, "text", key,
                 lambda: {"segment_embeddings": encoder.encode_text(texts)})["segment_embeddings"]
             self.seconds["text"] += time.perf_counter() - began
         if needs & JOINT_OUTPUTS:

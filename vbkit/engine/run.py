@@ -102,7 +102,8 @@ class HeadRunner:
     def identity(self, bundle: Bundle) -> str:
         """Of all that its rows depend on, apart from the input."""
         return fingerprint([self.spec.name, self.origin, self.spec.api, options_json(self.options),
-                            _folder_digest(self.context.head_path), bundle.fingerprint,
+                            _folder_digest(self.context.head_path),
+                            bundle.fingerprint_of(self.spec.needs),
                             bundle.visual_key])
 
     def predict(self, features: Features,

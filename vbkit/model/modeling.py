@@ -108,13 +108,17 @@ class SelfAttention(nn.Module):
         return self.output(out.transpose(1, 2).reshape(batch, length, hidden)), attention
 
 
+class ZeroLinear(nn.Linear):
+    """A linear map that begins at 0."""
+
+
 class Adapter(nn.Module):
     """A bottleneck beside a sublayer, adding 0 before it is trained (He et al., ICLR 2022)."""
 
     def __init__(self, config: VideoBertConfig) -> None:
         super().__init__()
         self.down = nn.Linear(config.hidden_size, config.adapter_size)
-        self.up = nn.Linear(config.adapter_size, config.hidden_size)
+        self.up = ZeroLinear(config.adapter_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(F.gelu(self.down(x)))
@@ -277,7 +281,7 @@ class VideoBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
+            nn.init.normal_(module.weight, std=0.0 if isinstance(module, ZeroLinear) else std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -291,8 +295,6 @@ class VideoBertPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.type_embedding)
             if self.config.position_encoding == "sinusoidal" and module.positions is not None:
                 module.positions.weight.copy_(sinusoids(*module.positions.weight.shape))
-        elif isinstance(module, Adapter):
-            nn.init.zeros_(module.up.weight)
         elif isinstance(module, VideoBertModel):
             nn.init.zeros_(module.feature_mean)
             nn.init.ones_(module.feature_std)
