@@ -416,11 +416,15 @@ def _vocabulary(config: PretrainConfig, start: Start) -> VisualVocabulary | None
     model = start.model.config
     vocabulary.check(feature_size=model.visual_feature_size if vocabulary.space == "features"
                      else model.shared_size)
-    if vocabulary.space == "embeddings" and not any(
-            "videobert.clip_projection".startswith(prefix) for prefix in config.frozen):
-        raise UsageError("the visual words are made of clip embeddings, which training would "
-                         "change under them: freeze videobert.clip_projection, or build a "
-                         "vocabulary of features (vbkit vocab --space features)")
+    if vocabulary.space == "embeddings":
+        made_by = [name for name in ("videobert.clip_projection", "videobert.reduction")
+                   if any(each.startswith(name) for each, _ in start.model.named_parameters())]
+        moving = [name for name in made_by
+                  if not any(name.startswith(prefix) for prefix in config.frozen)]
+        if moving:
+            raise UsageError("the visual words are made of clip embeddings, which training would "
+                             f"change under them: freeze {' and '.join(moving)}, or build a "
+                             "vocabulary of features (vbkit vocab --space features)")
     return vocabulary
 
 
