@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +32,8 @@ from vbkit.model import VideoBertConfig
 from vbkit.model.modeling import VideoBertForPreTraining
 from vbkit.model.vocabulary import VisualVocabulary, build_vocabulary
 from vbkit.plugins import default_manager
-from vbkit.training.config import PretrainConfig, merged
-from vbkit.training.corpus import CorpusItem
+from vbkit.training.config import ExampleOptions, PretrainConfig, merged
+from vbkit.training.corpus import Corpus, CorpusItem
 from vbkit.training.pretraining import make_plan, parameter_groups, pretrain, videobert_tokenizer
 
 
@@ -444,3 +446,38 @@ def test_two_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["steps"] == 4
     assert Bundle(default_manager(), str(tmp_path / "out"), "cpu").config.visual_vocab_size == 5
+
+
+# --- what the documentation says --------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "pretraining.md").read_text()
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    for settings, heading in ((PretrainConfig, "## Settings"), (ExampleOptions, "### Examples")):
+        part = PAGE.partition(heading)[2].partition("\n#")[0]
+        rows = re.findall(r"^\| (`[^|]+) \|([^|]*)\|", part, re.MULTILINE)
+        defaults: dict[str, str] = {}
+        for names, values in rows:
+            found = re.findall(r"`(\w+)`", names)
+            given = values.strip().split(", ") if len(found) > 1 else [values.strip()]
+            defaults |= dict(zip(found, given * len(found), strict=False))
+        assert set(defaults) == {field.name for field in dataclasses.fields(settings)}
+        for field in dataclasses.fields(settings):
+            value = getattr(settings(), field.name)
+            if isinstance(value, int | float):
+                assert float(defaults[field.name]) == value, field.name
+
+
+def test_the_documented_settings_are_valid() -> None:
+    import yaml
+
+    text = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+    assert PretrainConfig.from_dict(yaml.safe_load(text)).learning_rates["decoder"] == 5e-4
+
+
+def test_the_documented_arrays_become_a_corpus(tmp_path: Path, monkeypatch, engine) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vbkit.engine.engine.Bundle", lambda *arguments: engine.bundle)
+    exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], {"__name__": "example"})
+    assert len(Corpus.open("corpus")) == 3
