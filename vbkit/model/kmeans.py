@@ -25,6 +25,9 @@ _GPU_BLOCK = 1 << 26
 _LEAST_ROWS = 1024  # of a block: fewer do not make a matrix product worth its start
 _SUM_ROWS = 1 << 16  # rows summed in float32 before float64 takes over
 _SEED_POINTS = 16  # points a centroid that k-means++ looks at
+_GREEDY_UP_TO = 4096  # centroids
+_STARTS = 4
+_STARTS_TOLERANCE = 1e-3
 _STAGES = (64, 256)  # points a centroid of the first stages
 _REDUCE_FROM = 32  # centroids from which distances in few dimensions pay
 _REDUCED_SIZE = 128
@@ -121,13 +124,13 @@ def kmeans_plus_plus(x: Tensor, k: int, rng: np.random.Generator) -> Tensor:
     """First centroids: greedy k-means++ (Arthur & Vassilvitskii, SODA 2007, and its section 5).
 
     Each next centroid is the best of 2 + ln k points drawn with probability proportional to the
-    distance from the centroids so far.
+    distance from the centroids so far; of more than 4096 centroids, it is one such point.
 
     Returns:
         (k, D); fewer where there are fewer distinct points.
     """
     norms = squared_norms(x)
-    trials = 2 + int(math.log(k))
+    trials = 2 + int(math.log(k)) if k <= _GREEDY_UP_TO else 1
     chosen = [int(rng.integers(len(x)))]
     closest = _distances(x, norms, torch.tensor(chosen, device=x.device))[0]
     while len(chosen) < k:
@@ -156,7 +159,7 @@ def fit(
     rng: np.random.Generator,
     *,
     iterations: int = 30,
-    tolerance: float = 1e-3,
+    tolerance: float = 3e-4,
     state: LloydState | None = None,
     on_iteration: Callable[[LloydState], None] | None = None,
 ) -> Clusters:
@@ -194,9 +197,17 @@ def fit(
         return part @ axes if reduced and axes is not None else part
 
     if state is None:
-        seeds = x[_rows(order[: max(256, _SEED_POINTS * k)], x)]
-        state = LloydState(0, 0, math.inf, kmeans_plus_plus(
-            seeds if axes is None else seeds @ axes, k, rng))
+        few = x[_rows(order[: _STAGES[0] * k], x)]
+        if k >= _REDUCE_FROM:
+            seeds = few[: (_SEED_POINTS if k <= _GREEDY_UP_TO else _SEED_POINTS // 4) * k]
+            state = LloydState(0, 0, math.inf, kmeans_plus_plus(
+                seeds if axes is None else seeds @ axes, k, rng))
+        else:  # few centroids are placed badly by bad luck, and placed again at little cost
+            starts = (LloydState(0, 0, math.inf, kmeans_plus_plus(few, k, rng))
+                      for _ in range(_STARTS))
+            ends = [_lloyd(few, start, iterations, _STARTS_TOLERANCE, None)[0] for start in starts]
+            best = min(ends, key=lambda end: end.inertia)
+            state = LloydState(0, 0, math.inf, best.centroids)
     ids = torch.empty(0, dtype=torch.int64)
     for stage in range(state.stage, len(stages)):
         reduced = stages[stage][1]

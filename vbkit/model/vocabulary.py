@@ -42,7 +42,7 @@ __all__ = ["VOCABULARY_FILE", "BuildProgress", "VisualVocabulary", "VocabularyQu
 VOCABULARY_FILE = "vocabulary.safetensors"
 
 Space = Literal["features", "embeddings"]
-Batches = Callable[[], Iterable[Tensor]]
+Batches = Callable[[], Iterable[Tensor | np.ndarray]]
 
 _FORMAT = "vbkit.visual_vocabulary"
 _CHECKPOINT_FORMAT = "vbkit.visual_vocabulary.checkpoint"
@@ -206,10 +206,11 @@ class VisualVocabulary:
         if not n:
             raise ModelError("there are no features to measure the vocabulary on")
         share = counts[counts > 0].double() / n
-        return VocabularyQuality(
-            n, len(self), int((counts > 0).sum()), error / n,
-            max(0.0, squares / n - float((total / n).square().sum())),
-            max(0.0, -float((share * share.log2()).sum())))
+        variance = squares / n - float((total / n).square().sum())
+        if variance < 1e-6 * squares / n:  # rounding
+            variance = 0.0
+        return VocabularyQuality(n, len(self), int((counts > 0).sum()), error / n, variance,
+                                 max(0.0, -float((share * share.log2()).sum())))
 
     def check(self, *, feature_size: int | None = None, backbone: str | None = None,
               space: str | None = None) -> None:
@@ -296,7 +297,7 @@ class VisualVocabulary:
             raise ModelError(f"{path}: {error}") from error
         return vocabulary
 
-    def _flat(self, features: Tensor) -> Tensor:
+    def _flat(self, features: Tensor | np.ndarray) -> Tensor:
         features = torch.as_tensor(features)
         if features.ndim < 1 or features.shape[-1] != self.feature_size:
             raise ModelError(f"features of shape {tuple(features.shape)} do not fit the visual "
@@ -410,7 +411,7 @@ def build_vocabulary(
     Equal seeds and features give equal vocabularies on one machine and number of threads.
 
     Args:
-        batches: gives the features, (n, D) floats, batch by batch and in the same order each time
+        batches: gives the features, (n, D) floats, batch by batch, and in the same order each time
             that it is called. It is called once, and once for each further pass.
         depth: levels of the tree.
         branching: children of each node; branching ** depth words at most.
@@ -445,7 +446,8 @@ def build_vocabulary(
         builder.read()
         saved = _Checkpoint(checkpoint, checkpoint_seconds, {
             "depth": depth, "branching": branching, "seed": seed, "iterations": iterations,
-            "passes": passes, "space": space, "backbone": backbone, "features": builder.count,
+            "passes": passes, "memory": memory, "space": space, "backbone": backbone,
+            "features": builder.count,
             "feature_size": builder.sample.shape[1], "sample": builder.digest(),
         })
         levels = builder.build(saved)
