@@ -66,12 +66,16 @@ def test_text_alone_equals_bert_with_its_weights() -> None:
 @pytest.mark.parametrize("changes", [
     {}, {"position_encoding": "sinusoidal"}, {"position_encoding": "relative"},
     {"visual_reduction_size": 4}, {"adapter_size": 4},
+    {"adapter_size": 4, "adapter_context": True},
 ])
 def test_padding_changes_nothing(changes) -> None:
     torch.manual_seed(0)
     model = VideoBertModel(small(**changes)).eval()
     if model.relative_bias is not None:
-        torch.nn.init.normal_(model.relative_bias.bias.weight)  # at first it would hide nothing
+        torch.nn.init.normal_(model.relative_bias.bias.weight)
+    for name, parameter in model.named_parameters():
+        if "adapter" in name:  # which begin at 0
+            torch.nn.init.normal_(parameter)
     ids, features = words(1, 5), torch.randn(1, 3, 6)
     padded_ids = torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1)
     mask = torch.tensor([[1] * 5 + [0] * 4])
@@ -188,7 +192,11 @@ def test_adapters_leave_the_text_tower_alone() -> None:
 
 def test_a_hidden_clip_says_nothing() -> None:
     torch.manual_seed(0)
-    model = VideoBertModel(small(visual_vocab_size=5, visual_input="both")).eval()
+    model = VideoBertModel(small(visual_vocab_size=5, visual_input="both", adapter_size=4,
+                                 adapter_context=True)).eval()
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.mlp_adapter.up.weight)
+        torch.nn.init.normal_(layer.mlp_adapter.context.weight)
     ids, features, named = words(1, 4), torch.randn(1, 3, 6), torch.tensor([[1, 2, 3]])
     hidden = torch.tensor([[False, True, False]])
     with torch.no_grad():
@@ -214,6 +222,29 @@ def test_the_contrast_falls_when_texts_go_with_their_videos() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_alignment_is_learnt_from_pairs_and_does_not_depend_on_padding() -> None:
+    torch.manual_seed(0)
+    model = VideoBertForPreTraining(small()).eval()
+    ids, features = words(8, 4), torch.randn(8, 2, 6)
+    mixed = {"input_ids": torch.cat([ids, ids]),
+             "visual_features": torch.cat([features, features.roll(1, 0)]),
+             "alignment_labels": torch.tensor([1] * 8 + [0] * 8)}
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        output = model(**mixed)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert ((output.alignment_logits > 0) == mixed["alignment_labels"].bool()).all()
+    with torch.no_grad():
+        padded = model(
+            torch.cat([ids, torch.zeros(8, 2, dtype=torch.long)], 1),
+            torch.tensor([[1] * 4 + [0] * 2] * 8), torch.cat([features, features], 1),
+            visual_mask=torch.tensor([[1, 1, 0, 0]] * 8))
+        assert torch.allclose(padded.alignment_logits, model(
+            ids, visual_features=features).alignment_logits, atol=1e-4)
 
 
 def test_sinusoidal_positions_are_not_trained() -> None:

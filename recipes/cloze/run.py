@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 import vbkit
 from vbkit.evaluation.clips import ClipSequence
 from vbkit.evaluation.cloze import load_cloze, masked_words, zero_shot_cloze
-from vbkit.model.vocabulary import VOCABULARY_FILE, build_vocabulary
+from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary, build_vocabulary
 from vbkit.training.config import ExampleOptions, PretrainConfig
 from vbkit.training.corpus import CorpusInfo, CorpusItem, write_corpus
 from vbkit.training.pretraining import pretrain
@@ -127,6 +127,10 @@ class Pictures:
                                       space="features", backbone=self.engine.bundle.visual_key)
         vocabulary.save(self.work / "vocabulary")
 
+    @property
+    def n_words(self) -> int:
+        return len(VisualVocabulary.load(self.work / "vocabulary"))
+
 
 def train_and_measure(args: argparse.Namespace, pictures: Pictures, share: str,
                       visual_input: str | None) -> dict[str, object]:
@@ -136,6 +140,7 @@ def train_and_measure(args: argparse.Namespace, pictures: Pictures, share: str,
         backbone=str(args.start),
         vocabulary=str(args.work / "vocabulary") if visual_input else None,
         model_config={"num_hidden_layers": args.layers, "visual_input": visual_input or "features",
+                      "visual_vocab_size": pictures.n_words if visual_input else 0,
                       "visual_reduction_size": 0, "projection_hidden_size": 0},
         mixture={"joint": 1} if visual_input else {"text": 1}, batch_size=64,
         examples=ExampleOptions(max_text_tokens=20, mask_rate=(0.2, 0.8), negative_share=0.1,

@@ -69,6 +69,7 @@ CONFIG = {
     "visual_reduction_size": 512,
     "projection_hidden_size": 1024,
     "adapter_size": 128,
+    "adapter_context": True,
 }
 
 
@@ -507,9 +508,10 @@ def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
     parts = ("attention.", "attention_norm", "mlp_in", "mlp_out", "mlp_norm")
     config = PretrainConfig(
         corpus=str(work / "corpus"), model=str(start), vocabulary=str(work / "vocabulary"),
-        mixture={"joint": 6, "text": 1, "video": 0.3, "caption": 4},
+        model_config={"adapter_context": CONFIG["adapter_context"]},
+        mixture={"joint": 8, "text": 1, "video": 0.3, "caption": 3},
         batch_size=128, batch_sizes={"video": 32},
-        examples=ExampleOptions(max_text_tokens=24, max_caption_tokens=32, mask_rate=(0.2, 0.6),
+        examples=ExampleOptions(max_text_tokens=24, max_caption_tokens=32, mask_rate=(0.2, 0.8),
                                 negative_share=0.2, join=0.0, max_clips=16,
                                 visual_mask_rate=(0.0, 0.5)),
         loss_weights={"visual_words": 0.2, "alignment": 0.5},

@@ -60,6 +60,8 @@ def engine_options(command: Any) -> Any:
               help="An option of a task (`vbkit tasks T` lists them); may be repeated.")
 @click.option("--policy", type=click.Path(path_type=Path), metavar="FILE",
               help="Moderation policy (YAML); short for -o moderation.policy=FILE.")
+@click.option("--captions", is_flag=True,
+              help="Write a caption for every clip into the table clips.")
 @click.option("--fresh", is_flag=True, help="Redo everything, and ignore the cache.")
 @click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
               help="Wait so long for another run that uses OUT.")
@@ -82,6 +84,7 @@ def run(
     questions: tuple[str, ...],
     options: tuple[str, ...],
     policy: Path | None,
+    captions: bool,
     fresh: bool,
     wait_s: float,
     decode_workers: int | None,
@@ -113,8 +116,8 @@ def run(
                         reader=reader, manager=manager)
         result = engine.run(
             list(inputs), list(tasks), out=out, questions=questions, options=assigned,
-            heads=_heads(heads), transcript=transcript, fresh=fresh, wait_s=wait_s,
-            progress=progress, command=shlex.join(["vbkit", *sys.argv[1:]]))
+            heads=_heads(heads), transcript=transcript, fresh=fresh, captions=captions,
+            wait_s=wait_s, progress=progress, command=shlex.join(["vbkit", *sys.argv[1:]]))
     if as_json:
         _print_json_report(result, out)
     else:

@@ -62,7 +62,7 @@ class VideoBertForPreTrainingOutput(ModelOutput):
         word_logits: (B, L, vocabulary); with labels (N, vocabulary), at the N labelled positions.
         visual_word_logits: (B, V, visual vocabulary), or with labels (N, visual vocabulary); None
             where there is none.
-        alignment_logits: (B,), above 0 where text and video belong together.
+        alignment_logits: (B,), above 0 where text and video belong together; None without clips.
         last_hidden_state: as in `VideoBertOutput`.
     """
 
@@ -113,15 +113,25 @@ class ZeroLinear(nn.Linear):
 
 
 class Adapter(nn.Module):
-    """A bottleneck beside a sublayer, adding 0 before it is trained (He et al., ICLR 2022)."""
+    """A bottleneck beside a sublayer, adding 0 before it is trained (He et al., ICLR 2022).
+
+    With `config.adapter_context` it also sees the mean of the sequence's clips.
+    """
 
     def __init__(self, config: VideoBertConfig) -> None:
         super().__init__()
         self.down = nn.Linear(config.hidden_size, config.adapter_size)
         self.up = ZeroLinear(config.adapter_size, config.hidden_size)
+        self.context = None
+        if config.adapter_context:
+            size = config.visual_reduction_size or config.visual_feature_size
+            self.context = ZeroLinear(size, config.adapter_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(F.gelu(self.down(x)))
+    def forward(self, x: Tensor, clips: Tensor | None) -> Tensor:
+        inner = self.down(x)
+        if self.context is not None and clips is not None:
+            inner = inner + self.context(clips)[:, None]
+        return self.up(F.gelu(inner))
 
 
 class EncoderLayer(nn.Module):
@@ -140,15 +150,17 @@ class EncoderLayer(nn.Module):
         self.mlp_adapter = Adapter(config) if config.adapter_size else None
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, weights: bool, adapted: bool = True
+        self, x: Tensor, mask: Tensor | None, weights: bool, adapted: bool = True,
+        clips: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        """`clips` (B, Dv): the mean of each sequence's clips, for the adapters."""
         attended, attention = self.attention(x, mask, weights)
         if adapted and self.attention_adapter is not None:
-            attended = attended + self.attention_adapter(x)
+            attended = attended + self.attention_adapter(x, clips)
         x = self.attention_norm(x + self.dropout(attended))
         out = self.mlp_out(self.activation(self.mlp_in(x)))
         if adapted and self.mlp_adapter is not None:
-            out = out + self.mlp_adapter(x)
+            out = out + self.mlp_adapter(x, clips)
         return self.mlp_norm(x + self.dropout(out)), attention
 
 
@@ -394,7 +406,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
         position_ids = (mask.long().cumsum(1) - 1).clamp_(min=0)
         x = self.text_embeddings(input_ids, position_ids)
         length = input_ids.shape[1]
-        clips = None
+        clips = context = None
         is_video = torch.zeros_like(mask)
         given = visual_features if visual_features is not None else visual_words
         if given is not None:
@@ -407,6 +419,9 @@ class VideoBertModel(VideoBertPreTrainedModel):
             visual_mask = visual_mask.bool()
             if visual_features is not None:
                 visual_features = self.reduce(visual_features)
+                shown = visual_mask if visual_masked is None else visual_mask & ~visual_masked
+                weight = shown[..., None].to(visual_features.dtype)
+                context = (visual_features * weight).sum(1) / weight.sum(1).clamp(min=1)
             positions = torch.arange(clips, device=device).expand(batch, clips)
             video = self.visual_embeddings(visual_features, visual_words, positions,
                                            visual_masked)
@@ -424,7 +439,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
         hidden_states: list[Tensor] = [x]
         attentions: list[Tensor | None] = []
         for layer in self.layers:
-            x, weights = layer(x, attention, output_attentions, adapted)
+            x, weights = layer(x, attention, output_attentions, adapted, context)
             hidden_states.append(x)
             attentions.append(weights)
         output = VideoBertOutput(
@@ -535,8 +550,11 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
                     losses["visual_words"] = _cross_entropy(visual_logits, visual_labels[chosen])
                 elif caption_ids is None:
                     visual_logits = self.visual_word_head(encoded.visual_hidden)
-            alignment = self.alignment_head(encoded.last_hidden_state[:, 0]).squeeze(-1)
+            if encoded.visual_hidden is not None:
+                alignment = self._alignment(encoded)
             if alignment_labels is not None:
+                if alignment is None:
+                    raise ValueError("the alignment of texts and videos needs clips")
                 losses["alignment"] = F.binary_cross_entropy_with_logits(
                     alignment.float(), alignment_labels.float())
         if text_ids is not None:
@@ -560,6 +578,24 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
             last_hidden_state=None if encoded is None else encoded.last_hidden_state,
         )
         return output if return_dict else output.to_tuple()
+
+    def _alignment(self, encoded: VideoBertOutput) -> Tensor:
+        """(B,) logits from the product of what the words and what the clips came to.
+
+        Sun et al. read `[CLS]`; the product (as in ViLBERT, Lu et al., NeurIPS 2019, section 3.1)
+        is learnt from far fewer pairs.
+        """
+        text, video = encoded.text_hidden, encoded.visual_hidden
+        assert text is not None
+        assert video is not None
+        assert encoded.attention_mask is not None
+        length = text.shape[1]
+        means = []
+        for part, mask in ((text, encoded.attention_mask[:, :length]),
+                           (video, encoded.attention_mask[:, length:-1])):
+            weight = mask[..., None].to(part.dtype)
+            means.append((part * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return self.alignment_head(means[0] * means[1]).squeeze(-1)
 
     def _contrast(self, text_ids: Tensor, text_mask: Tensor | None, features: Tensor,
                   visual_mask: Tensor | None) -> Tensor:
