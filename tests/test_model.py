@@ -66,7 +66,7 @@ def test_text_alone_equals_bert_with_its_weights() -> None:
 @pytest.mark.parametrize("changes", [
     {}, {"position_encoding": "sinusoidal"}, {"position_encoding": "relative"},
     {"visual_reduction_size": 4}, {"adapter_size": 4},
-    {"adapter_size": 4, "adapter_context": True},
+    {"adapter_size": 4, "adapter_context_size": 3},
 ])
 def test_padding_changes_nothing(changes) -> None:
     torch.manual_seed(0)
@@ -193,7 +193,7 @@ def test_adapters_leave_the_text_tower_alone() -> None:
 def test_a_hidden_clip_says_nothing() -> None:
     torch.manual_seed(0)
     model = VideoBertModel(small(visual_vocab_size=5, visual_input="both", adapter_size=4,
-                                 adapter_context=True)).eval()
+                                 adapter_context_size=3)).eval()
     for layer in model.layers:
         torch.nn.init.normal_(layer.mlp_adapter.up.weight)
         torch.nn.init.normal_(layer.mlp_adapter.context.weight)

@@ -69,7 +69,7 @@ CONFIG = {
     "visual_reduction_size": 512,
     "projection_hidden_size": 1024,
     "adapter_size": 128,
-    "adapter_context": True,
+    "adapter_context_size": 128,
 }
 
 
@@ -508,7 +508,7 @@ def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
     parts = ("attention.", "attention_norm", "mlp_in", "mlp_out", "mlp_norm")
     config = PretrainConfig(
         corpus=str(work / "corpus"), model=str(start), vocabulary=str(work / "vocabulary"),
-        model_config={"adapter_context": CONFIG["adapter_context"]},
+        model_config={"adapter_context_size": CONFIG["adapter_context_size"]},
         mixture={"joint": 8, "text": 1, "video": 0.3, "caption": 3},
         batch_size=128, batch_sizes={"video": 32},
         examples=ExampleOptions(max_text_tokens=24, max_caption_tokens=32, mask_rate=(0.2, 0.8),
@@ -574,7 +574,9 @@ def stage_bundle(trained: Path, work: Path, out: Path) -> None:
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    state = load_file(trained / "model.safetensors")
+    # Only pretraining reads the visual-word head; going on from `mini` begins it anew.
+    state = {name: tensor for name, tensor in load_file(trained / "model.safetensors").items()
+             if not name.startswith("visual_word_head.")}
     save_file({name: tensor.half() if tensor.is_floating_point() else tensor
                for name, tensor in state.items()}, out / "model.safetensors",
               metadata={"format": "pt"})

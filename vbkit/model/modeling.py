@@ -115,22 +115,20 @@ class ZeroLinear(nn.Linear):
 class Adapter(nn.Module):
     """A bottleneck beside a sublayer, adding 0 before it is trained (He et al., ICLR 2022).
 
-    With `config.adapter_context` it also sees the mean of the sequence's clips.
+    With `config.adapter_context_size` it also sees what the sequence's clips come to.
     """
 
     def __init__(self, config: VideoBertConfig) -> None:
         super().__init__()
         self.down = nn.Linear(config.hidden_size, config.adapter_size)
         self.up = ZeroLinear(config.adapter_size, config.hidden_size)
-        self.context = None
-        if config.adapter_context:
-            size = config.visual_reduction_size or config.visual_feature_size
-            self.context = ZeroLinear(size, config.adapter_size, bias=False)
+        size = config.adapter_context_size
+        self.context = ZeroLinear(size, config.adapter_size, bias=False) if size else None
 
-    def forward(self, x: Tensor, clips: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         inner = self.down(x)
-        if self.context is not None and clips is not None:
-            inner = inner + self.context(clips)[:, None]
+        if self.context is not None and context is not None:
+            inner = inner + self.context(context)[:, None]
         return self.up(F.gelu(inner))
 
 
@@ -151,16 +149,16 @@ class EncoderLayer(nn.Module):
 
     def forward(
         self, x: Tensor, mask: Tensor | None, weights: bool, adapted: bool = True,
-        clips: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`clips` (B, Dv): the mean of each sequence's clips, for the adapters."""
+        """`context` (B, adapter_context_size): what each sequence's clips come to."""
         attended, attention = self.attention(x, mask, weights)
         if adapted and self.attention_adapter is not None:
-            attended = attended + self.attention_adapter(x, clips)
+            attended = attended + self.attention_adapter(x, context)
         x = self.attention_norm(x + self.dropout(attended))
         out = self.mlp_out(self.activation(self.mlp_in(x)))
         if adapted and self.mlp_adapter is not None:
-            out = out + self.mlp_adapter(x, clips)
+            out = out + self.mlp_adapter(x, context)
         return self.mlp_norm(x + self.dropout(out)), attention
 
 
@@ -333,6 +331,11 @@ class VideoBertModel(VideoBertPreTrainedModel):
             nn.Linear(config.visual_feature_size, config.visual_reduction_size, bias=False)
             if config.visual_reduction_size else None
         )
+        self.context = (
+            nn.Linear(config.visual_reduction_size or config.visual_feature_size,
+                      config.adapter_context_size, bias=False)
+            if config.adapter_context_size else None
+        )
         self.clip_projection = ClipProjection(config)
         self.register_buffer("feature_mean", torch.zeros(config.visual_feature_size))
         self.register_buffer("feature_std", torch.ones(config.visual_feature_size))
@@ -419,9 +422,11 @@ class VideoBertModel(VideoBertPreTrainedModel):
             visual_mask = visual_mask.bool()
             if visual_features is not None:
                 visual_features = self.reduce(visual_features)
-                shown = visual_mask if visual_masked is None else visual_mask & ~visual_masked
-                weight = shown[..., None].to(visual_features.dtype)
-                context = (visual_features * weight).sum(1) / weight.sum(1).clamp(min=1)
+                if self.context is not None:
+                    shown = visual_mask if visual_masked is None else visual_mask & ~visual_masked
+                    weight = shown[..., None].to(visual_features.dtype)
+                    mean = (visual_features * weight).sum(1) / weight.sum(1).clamp(min=1)
+                    context = self.context(mean)
             positions = torch.arange(clips, device=device).expand(batch, clips)
             video = self.visual_embeddings(visual_features, visual_words, positions,
                                            visual_masked)
