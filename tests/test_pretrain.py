@@ -183,6 +183,17 @@ def test_frozen_parts_stay_and_others_have_their_rates(folder: Path, tmp_path: P
             pretrain(configured(folder, **{key: value}), tmp_path / key, device="cpu")
 
 
+def test_tensorboard_gets_the_losses(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain(configured(folder, steps=4, mixture={"text": 1}), tmp_path / "out", device="cpu")
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/words_loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("eval/words_loss")] == [4]
+
+
 def test_patience_ends_a_run_and_keeps_the_best(folder: Path, tmp_path: Path) -> None:
     config = configured(folder, steps=40, eval_every=2, patience=2, learning_rate=0.0,
                         keep_checkpoints=1)
@@ -309,6 +320,23 @@ def test_what_was_made_for_another_model_is_refused(folder: Path, words, tmp_pat
         make_plan(configured(folder, vocabulary=str(tmp_path / "vocabulary")))
 
 
+def test_a_vocabulary_of_another_backbone_is_refused(folder: Path, words, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "seeing", backbone=True, words=words)
+    key = Bundle(default_manager(), str(tmp_path / "seeing"), "cpu", "float32").visual_key
+    pictures = [CorpusItem(f"p{n}", np.random.default_rng(n).normal(size=(1, 1280)),
+                           captions=["a dog"]) for n in range(9)]
+    make_corpus(tmp_path / "corpus", iter(pictures), tokenizer=words, backbone=key)
+    levels = [(torch.randn(3, 1280), torch.tensor([3]))]
+    for name, backbone in (("own", key), ("other", "0123456789abcdef")):
+        (tmp_path / name).mkdir()
+        VisualVocabulary(levels, branching=3, backbone=backbone).save(tmp_path / name)
+    config = configured(folder, model=str(tmp_path / "seeing"),
+                        corpus=[str(tmp_path / "corpus")], vocabulary=str(tmp_path / "own"))
+    assert len(make_plan(config).vocabulary) == 3
+    with pytest.raises(ModelError, match="another backbone"):
+        make_plan(config.replace(vocabulary=str(tmp_path / "other")))
+
+
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"mixture": {"video": 1}, "vocabulary": None}, "needs a visual vocabulary"),
     ({"mixture": {"caption": 1}, "model_config": {"num_decoder_layers": 0}}, "has no decoder"),
@@ -369,8 +397,7 @@ def test_a_run_goes_on_only_as_it_began(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="began with another learning_rate, seed"):
         pretrain(config.replace(learning_rate=1.0, seed=3), tmp_path / "out", device="cpu",
                  resume=True)
-    with pytest.raises(UsageError, match="no training to go on with"):
-        pretrain(config, tmp_path / "nothing", device="cpu", resume=True)
+    assert pretrain(config, tmp_path / "nothing", device="cpu", resume=True).steps == 2
     result = pretrain(config.replace(log_every=5), tmp_path / "out", device="cpu", resume=True)
     assert result.steps == 2
 

@@ -15,6 +15,7 @@ from vbkit.engine.cache import FeatureCache
 from vbkit.engine.pipeline import Encoded, Request
 from vbkit.errors import VbkitError
 from vbkit.sources import Source, SourceKind, expand_inputs
+from vbkit.store.lock import FolderLock
 from vbkit.training.corpus import Corpus, CorpusItem, CorpusWriter
 
 if TYPE_CHECKING:
@@ -59,20 +60,23 @@ def build_corpus(
         CorpusError: more than half of the rows cannot be used, or `out` cannot be written or holds
             the corpus of another model.
         ManifestError: the manifest cannot be read.
+        StoreLockedError: another run is writing the corpus.
     """
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     sources = [_usable(source) for source in expand_inputs(listed).sources]
     bundle = engine.bundle
-    writer = CorpusWriter(
-        out, tokenizer=tokenizer if tokenizer is not None else bundle.processor.tokenizer,
-        backbone=bundle.visual_key if bundle.config.backbone else "precomputed",
-        precision=bundle.precision, clip_seconds=bundle.config.clip_seconds, val_share=val_share)
-    left = [source for source in sources if source.video_id not in writer.done]
-    for item in _items(left, engine, transcript):
-        writer.add(item)
-        if progress is not None:
-            progress(writer.items, len(writer.skipped), len(sources))
-    writer.close()
+    with FolderLock(Path(out)).hold():
+        writer = CorpusWriter(
+            out, tokenizer=tokenizer if tokenizer is not None else bundle.processor.tokenizer,
+            backbone=bundle.visual_key if bundle.config.backbone else "precomputed",
+            precision=bundle.precision, clip_seconds=bundle.config.clip_seconds,
+            val_share=val_share)
+        left = [source for source in sources if source.video_id not in writer.done]
+        for item in _items(left, engine, transcript):
+            writer.add(item)
+            if progress is not None:
+                progress(writer.items, len(writer.skipped), len(sources))
+        writer.close()
     return Corpus.open(out)
 
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vbkit.errors import CorpusError
+from vbkit.store.lock import FolderLock
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -208,14 +209,17 @@ def write_corpus(
     Raises:
         CorpusError: `out` holds a corpus of another backbone or tokenizer, cannot be written, or
             more than half of the items had to be skipped.
+        StoreLockedError: another run is writing it.
     """
-    writer = CorpusWriter(out, tokenizer=tokenizer, backbone=backbone, precision=precision,
-                          clip_seconds=clip_seconds, val_share=val_share, shard_bytes=shard_bytes)
-    for item in items:
-        writer.add(item)
-        if progress is not None:
-            progress(writer.items, len(writer.skipped))
-    writer.close()
+    with FolderLock(Path(out)).hold():
+        writer = CorpusWriter(out, tokenizer=tokenizer, backbone=backbone, precision=precision,
+                              clip_seconds=clip_seconds, val_share=val_share,
+                              shard_bytes=shard_bytes)
+        for item in items:
+            writer.add(item)
+            if progress is not None:
+                progress(writer.items, len(writer.skipped))
+        writer.close()
     return Corpus.open(out)
 
 
@@ -355,7 +359,8 @@ class CorpusWriter:
             features = given if given.ndim == 3 else given[None]
             if not np.isfinite(features).all():
                 raise ValueError("clip_features are not finite")
-            if features.size and np.abs(features).max() > np.finfo(np.float16).max:
+            if (features.dtype != np.float16 and features.size
+                    and np.abs(features).max() > np.finfo(np.float16).max):
                 raise ValueError("clip_features are too large for float16")
             features = features.astype(np.float16)
         if not features.size:
@@ -578,18 +583,18 @@ class Corpus:
             for index in sorted(path.glob("shard-*.parquet")):
                 rows.append(_read_index(index))
                 shards.append(index.with_suffix(".safetensors"))
-        joined = {name: np.concatenate([np.asarray(row[name]) for row in rows])
-                  for name in ("id", "group", "split", *_COLUMNS)}
-        if len(joined["id"]) != info.items:
-            raise CorpusError(f"{', '.join(map(str, paths))}: {len(joined['id'])} items, but "
-                              f"corpus.json says {info.items}; make it again")
-        owner = np.repeat([str(paths.index(shard.parent)) for shard in shards],
-                          [len(row["id"]) for row in rows])
-        groups = np.unique(np.char.add(np.char.add(owner, "/"), joined["group"].astype(str)),
-                           return_inverse=True)[1]
-        return cls(info, shards, joined["id"], groups, joined["split"],
-                   np.repeat(np.arange(len(rows)), [len(row["id"]) for row in rows]),
-                   {name: joined[name] for name in _COLUMNS})
+        ids = np.array([name for row in rows for name in row["id"]], object)
+        if len(ids) != info.items:
+            raise CorpusError(f"{', '.join(map(str, paths))}: {len(ids)} items, but corpus.json "
+                              f"says {info.items}; make it again")
+        codes: dict[tuple[Path, str], int] = {}
+        groups = np.array([codes.setdefault((shard.parent, name), len(codes))
+                           for shard, row in zip(shards, rows, strict=True)
+                           for name in row["group"]], np.int64)
+        columns = {name: np.concatenate([np.asarray(row[name]) for row in rows])
+                   for name in ("split", *_COLUMNS)}
+        return cls(info, shards, ids, groups, columns.pop("split"),
+                   np.repeat(np.arange(len(rows)), [len(row["id"]) for row in rows]), columns)
 
     def __len__(self) -> int:
         return len(self.ids)

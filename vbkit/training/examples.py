@@ -54,6 +54,7 @@ class SpecialTokens:
         cls, sep, mask, pad, video: the special tokens.
         words: (N,) ids that a hidden word may be replaced by: all but special and unused ones.
         special: ids that are never hidden.
+        size: number of ids.
     """
 
     cls: int
@@ -63,6 +64,7 @@ class SpecialTokens:
     video: int
     words: np.ndarray
     special: np.ndarray
+    size: int
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, video_token_id: int) -> SpecialTokens:
@@ -72,7 +74,7 @@ class SpecialTokens:
         words = np.setdiff1d(np.arange(len(tokenizer)), [*special, *unused])
         return cls(tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id,
                    tokenizer.pad_token_id or 0, video_token_id, words.astype(np.int32),
-                   np.array(special, np.int32))
+                   np.array(special, np.int32), len(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,13 @@ class BatchStream:
         if not self.kinds:
             raise UsageError("the mixture names no kind of batch")
         self._schedule: list[int] = []
-        self._counts: list[tuple[int, ...]] = []
+        self._earlier: list[int] = []  # batches of the same kind before each
+        self._done = [0] * len(self.kinds)
         self._credit = [0.0] * len(self.kinds)
         self._orders: dict[tuple[str, int], np.ndarray] = {}
         self._pools: dict[str, Any] = {}
+        self._special = np.zeros(self.tokens.size, bool)
+        self._special[self.tokens.special] = True
         for kind in self.kinds:
             if not len(self.units(kind)):
                 raise CorpusError(f"the corpus has nothing for batches of kind {kind!r} in its "
@@ -177,13 +182,7 @@ class BatchStream:
 
     @cached_property
     def _units(self) -> dict[Kind, Units]:
-        units = make_units(self.corpus, self.split, self.options, kinds=self.kinds)
-        if self.caption_words is not None and "caption" in units:
-            found = units["caption"]
-            units["caption"] = found.chosen(np.array([
-                bool(self.caption_words[self.corpus.text(int(item), "caption", int(number))].all())
-                for item, number in zip(found.item, found.number, strict=True)], bool))
-        return units
+        return make_units(self.corpus, self.split, self.options, self.kinds, self.caption_words)
 
     # --- which batch --------------------------------------------------------------------------
 
@@ -196,21 +195,17 @@ class BatchStream:
         # smooth weighted round robin: the kind that is most overdue comes next
         weights = [float(self.mixture[kind]) for kind in self.kinds]
         while len(self._schedule) <= step:
-            before = self._counts[-1] if self._counts else (0,) * len(self.kinds)
-            if self._schedule:
-                last = self._schedule[-1]
-                before = (*before[:last], before[last] + 1, *before[last + 1 :])
             self._credit = [c + w for c, w in zip(self._credit, weights, strict=True)]
             chosen = max(range(len(weights)), key=self._credit.__getitem__)
             self._credit[chosen] -= sum(weights)
             self._schedule.append(chosen)
-            self._counts.append(before)
+            self._earlier.append(self._done[chosen])
+            self._done[chosen] += 1
 
     def batch(self, step: int) -> Batch:
         """The batch of a step (a micro-step, where gradients are accumulated)."""
         kind = self.kind(step)
-        earlier = self._counts[step][self._schedule[step]]
-        return self.batch_of(kind, earlier * self.world + self.rank)
+        return self.batch_of(kind, self._earlier[step] * self.world + self.rank)
 
     def batches_per_epoch(self, kind: Kind) -> int:
         return max(1, len(self._order(kind, 0)) // self.batch_sizes[kind])
@@ -398,7 +393,7 @@ class BatchStream:
         options = self.options
         text = np.concatenate([[self.tokens.cls], ids, [end]]).astype(np.int32)
         labels = np.full(len(text), NOTHING, np.int64)
-        places = 1 + np.flatnonzero(~np.isin(ids, self.tokens.special))
+        places = 1 + np.flatnonzero(~self._special[ids])
         count = round(len(places) * rng.uniform(*options.mask_rate))
         if options.mask_rate[1] > 0:
             count = max(1, count)
@@ -408,7 +403,7 @@ class BatchStream:
         text[chosen[how < options.mask_token_share]] = self.tokens.mask
         random = chosen[(how >= options.mask_token_share)
                         & (how < options.mask_token_share + options.mask_random_share)]
-        text[random] = rng.choice(self.tokens.words, len(random))
+        text[random] = self.tokens.words[rng.integers(len(self.tokens.words), size=len(random))]
         return _Example(item, text, np.zeros(0, np.int64), labels=labels)
 
     # --- tensors ------------------------------------------------------------------------------
@@ -485,12 +480,14 @@ _COUNTS = (("words", "labels", _labelled), ("visual_words", "visual_labels", _la
 
 
 def make_units(corpus: Corpus, split: str, options: ExampleOptions,
-               kinds: Sequence[Kind] = KINDS) -> dict[Kind, Units]:
+               kinds: Sequence[Kind] = KINDS,
+               caption_words: np.ndarray | None = None) -> dict[Kind, Units]:
     """What there is of each kind in a split.
 
     A segment goes with the clips that it overlaps; one without times with all clips, where these
     fit into one sequence. A caption goes with all clips. A stretch of video begins every
-    `max_clips` clips.
+    `max_clips` clips. Captions to be written fit into `max_caption_tokens`, and have no other word
+    pieces than `caption_words` says.
     """
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {kind: [] for kind in KINDS}
     columns = corpus.columns
@@ -528,11 +525,17 @@ def make_units(corpus: Corpus, split: str, options: ExampleOptions,
         number = _ranges(stretches) * options.max_clips
         length = np.minimum(np.repeat(clips[several], stretches) - number, options.max_clips)
         parts["video"].append((owner, np.zeros(len(owner), bool), number, length))
-    return {
+    units = {
         kind: Units(*(np.concatenate(column) for column in zip(*parts[kind], strict=True)))
         if parts[kind] else Units(*(np.zeros(0, np.int64) for _ in range(4)))
         for kind in kinds
     }
+    if caption_words is not None and "caption" in units:
+        found = units["caption"]
+        units["caption"] = found.chosen(np.array([
+            bool(caption_words[corpus.text(int(item), "caption", int(number))].all())
+            for item, number in zip(found.item, found.number, strict=True)], bool))
+    return units
 
 
 def _ranges(counts: np.ndarray) -> np.ndarray:

@@ -50,6 +50,7 @@ from vbkit.model import VideoBertConfig, VideoBertProcessor
 from vbkit.model.modeling import VideoBertForPreTraining, bert_to_videobert
 from vbkit.model.processing import VIDEO_TOKEN
 from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary
+from vbkit.store.lock import FolderLock
 from vbkit.training.config import (
     CONFIG_FILE,
     DEFAULT_MIXTURE,
@@ -283,9 +284,9 @@ def _weights(path: Path) -> dict[str, Tensor]:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
-    heads = ("videobert.", "word_head.", "visual_word_head.", "alignment_head.", "decoder.")
-    return {name if name.startswith(heads) or name == "logit_scale" else f"videobert.{name}":
-            tensor.float() if tensor.is_floating_point() else tensor
+    # the encoder may have been saved by itself
+    prefix = "" if any(name.startswith("videobert.") for name in state) else "videobert."
+    return {prefix + name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in state.items()}
 
 
@@ -378,7 +379,7 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
         options = dataclasses.replace(options, negative_share=0.0)
     config = config.replace(examples=options)
     caption_words = _shortlist(start.model, corpus)
-    counts = _counted(corpus, "train", options, KINDS)
+    counts = _counted(corpus, "train", options, KINDS, caption_words)
     config = config.replace(mixture=_mixture(config, counts, model, vocabulary))
     visual_words = None if vocabulary is None else assign_words(
         corpus, vocabulary, start.model)
@@ -390,7 +391,7 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
         "feed_words": model.visual_input != "features", "caption_words": caption_words,
         "rank": rank, "world": world}
     train = BatchStream(mixture=config.mixture, **common)
-    held = _counted(corpus, "val", options, list(config.mixture))
+    held = _counted(corpus, "val", options, list(config.mixture), caption_words)
     val_mixture = {kind: weight for kind, weight in config.mixture.items()
                    if held[kind] >= (2 if kind == "contrast" else 1)}
     val = BatchStream(mixture=val_mixture, split="val", **common) if val_mixture else None
@@ -401,9 +402,9 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
 
 
 def _counted(corpus: Corpus, split: str, options: ExampleOptions,
-             kinds: Sequence[str]) -> dict[str, int]:
+             kinds: Sequence[str], caption_words: np.ndarray | None) -> dict[str, int]:
     """How many examples of each kind there are; of the contrast, how many videos with text."""
-    units = make_units(corpus, split, options, kinds)
+    units = make_units(corpus, split, options, kinds, caption_words)
     return {kind: len(np.unique(corpus.groups[found.item])) if kind == "contrast" else len(found)
             for kind, found in units.items()}
 
@@ -616,9 +617,10 @@ class _Trainer(Trainer):
         if not loss.requires_grad:
             raise UsageError(f"batches of kind {kind!r} reach no parameter that is trained: take "
                              "them out of the mixture, or freeze less")
-        for name, value in output.losses.items():
-            self._sums[name].append((value.detach(), counts[name]))
-        self._tokens += _tokens(inputs)
+        if self.plan.config.log_every:
+            for name, value in output.losses.items():
+                self._sums[name].append((value.detach(), counts[name]))
+            self._tokens += _tokens(inputs)
         return (loss, output) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -633,24 +635,23 @@ class _Trainer(Trainer):
             logs["tokens_per_second"] = (
                 self._tokens * self.args.world_size
                 / max(1e-9, time.perf_counter() - self._since))
-        self._forget()
+            self._sums.clear()
+            self._tokens = 0
+            self._since = time.perf_counter()
         super().log(logs, None)
         if self.is_world_process_zero():
             self.logged({"step": self.state.global_step, **logs})
 
-    def _forget(self) -> None:
-        self._sums.clear()
-        self._tokens = 0
-        self._since = time.perf_counter()
-
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None,
                  metric_key_prefix: str = "eval") -> dict[str, float]:
         assert self.plan.val is not None
+        began = time.perf_counter()
         metrics = {f"{metric_key_prefix}_{name}": value
                    for name, value in self._measure(self.plan.val).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control,
                                                          metrics)
+        self._since += time.perf_counter() - began  # is no training
         return metrics
 
     @torch.no_grad()
@@ -763,7 +764,8 @@ def pretrain(
 
     Raises:
         CorpusError, ModelError, UsageError: as `make_plan`.
-        TrainingError: a loss is not finite, or `out` holds another run.
+        StoreLockedError: another run uses `out`.
+        TrainingError: a loss is not finite, or `out` cannot be written.
     """
     began = time.perf_counter()
     folder = Path(out)
@@ -786,9 +788,9 @@ def pretrain(
         if logged is not None:
             logged(numbers)
 
-    with _readable_errors(folder), _quiet_transformers():
+    lock = FolderLock(folder / "checkpoints").hold() if main else contextlib.nullcontext()
+    with lock, _readable_errors(folder), _quiet_transformers():
         if main:
-            folder.mkdir(parents=True, exist_ok=True)
             config.save(folder / CONFIG_FILE)
             _trim(folder / "log.jsonl", first // config.accumulation)
         trainer = _Trainer(
@@ -867,12 +869,13 @@ def _resumable(folder: Path, config: PretrainConfig, resume: bool) -> Path | Non
     """The checkpoint to go on from, or None."""
     path = folder / CONFIG_FILE
     if not resume:
-        if (folder / "checkpoints").exists() or (folder / "model.safetensors").exists():
+        if any((folder / "checkpoints").glob("checkpoint-*")) or (
+                folder / "model.safetensors").exists():
             raise UsageError(f"{folder} holds a model or an unfinished training already: go on "
                              "with it (--resume), or name another folder")
         return None
     if not path.exists():
-        raise UsageError(f"{folder} holds no training to go on with: it has no {CONFIG_FILE}")
+        return None  # it was cut short before it began
     before, now = PretrainConfig.from_file(path).to_dict(), config.to_dict()
     changed = [name for name in now if now[name] != before[name] and name not in _FREE]
     if changed:
