@@ -197,10 +197,10 @@ def _corpus_lines(info: CorpusInfo) -> list[str]:
     lines = [f"corpus: {info.items:,} items with {info.clips:,} clips, {info.segments:,} segments "
              f"and {info.captions:,} captions ({info.word_pieces:,} word pieces)"]
     if info.unaligned:
-        lines.append(f"{info.unaligned} transcripts do not overlap their videos: they are used as "
-                     "text alone, and the videos without them")
+        lines.append(f"transcripts that do not overlap their videos: {info.unaligned}; they are "
+                     "used as text alone, and the videos without them")
     if info.skipped:
-        lines.append(f"{info.skipped} rows were skipped:")
+        lines.append(f"rows that were skipped: {info.skipped}")
         lines += [f"  {each.id}: {each.reason}" for each in info.skipped_examples[:_LISTED]]
     return lines
 
