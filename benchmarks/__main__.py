@@ -2,7 +2,7 @@
 
     python -m benchmarks              all of them (about half an hour on two cores)
     python -m benchmarks startup      one: startup, backbone, tasks, second, overlap, memory, batch,
-                                      pretraining
+                                      pretraining, kmeans
 
 Nothing else should run on the machine meanwhile.
 """
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +228,18 @@ def pretraining(folder: Path) -> Iterator[Measurement]:
         yield Measurement(*row)
 
 
+def kmeans(folder: Path, rows: int = 1_000_000) -> Iterator[Measurement]:
+    """The visual vocabulary's k-means beside scikit-learn's (5 GB of memory)."""
+    from benchmarks.kmeans import measure
+
+    for row in measure(rows):
+        yield Measurement(*row)
+
+
 BENCHMARKS: dict[str, Callable[[Path], Iterator[Measurement]]] = {
     function.__name__: function
     for function in (startup, backbone, tasks, second, overlap, batch, memory,
-                     pretraining)
+                     pretraining, kmeans)
 }
 
 
@@ -326,6 +335,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME")
     parser.add_argument("--folder", type=Path, help="where the test videos are kept")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="features of kmeans")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.gettempdir()) / "vbkit-benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -334,7 +344,8 @@ def main() -> None:
     missed = 0
     for name in arguments.names or BENCHMARKS:
         rows = []
-        for row in BENCHMARKS[name](folder):
+        benchmark = partial(kmeans, rows=arguments.rows) if name == "kmeans" else BENCHMARKS[name]
+        for row in benchmark(folder):
             rows.append({**vars(row), "kept": row.kept})
             missed += row.kept is False
             print(f"{name}: {row.what}: {row.value:.3g} {row.unit}"
