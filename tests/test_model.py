@@ -209,6 +209,19 @@ def test_a_hidden_clip_says_nothing() -> None:
     assert not torch.allclose(one.last_hidden_state, seen.last_hidden_state)
 
 
+def test_words_that_are_not_seen_reach_the_text_through_the_context() -> None:
+    torch.manual_seed(0)
+    model = VideoBertModel(small(visual_vocab_size=5, visual_input="words", adapter_size=4,
+                                 adapter_context_size=3)).eval()
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.mlp_adapter.up.weight)
+        torch.nn.init.normal_(layer.mlp_adapter.context.weight)
+    with torch.no_grad():
+        one, other = (model(words(1, 4), visual_words=torch.tensor([row])).last_hidden_state
+                      for row in ([1, 2], [3, 4]))
+    assert not torch.allclose(one[:, :4], other[:, :4], atol=1e-3)
+
+
 def test_the_contrast_falls_when_texts_go_with_their_videos() -> None:
     torch.manual_seed(0)
     model = VideoBertForPreTraining(small(visual_vocab_size=0)).train(False)
@@ -286,7 +299,9 @@ print(tuple(vbkit.Engine(device="cpu").encode_text(["a dog runs"]).shape))
 
 def test_model_and_heads_are_small_enough_to_ship() -> None:
     plugins = Path(vbkit_mini.__file__).parent.parent
-    size = sum(file.stat().st_size for file in plugins.glob("vbkit_*/**/*.safetensors"))
+    folders = [*plugins.glob("vbkit_*/model"), *plugins.glob("vbkit_*/weights")]
+    assert len(folders) == 5
+    size = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
     assert size <= 70_000_000
 
 

@@ -4,7 +4,7 @@
 
 Ten models are trained alike by `vbkit pretrain`'s own code, from the same BERT checkpoint: the
 language prior on captions alone, and the joint model on a quarter, half and all of the training
-pairs, reading visual words, clip features, or both. Each then fills "a [NOUN] is [VERB] ." for
+pairs, reading visual words, clip features, or both. Each then fills the gaps of a sentence for
 pictures and clips that neither it nor the vocabulary saw. The table goes to WORK/table.md and
 WORK/table.json; models that are in WORK already are not trained again.
 
@@ -46,15 +46,18 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, required=True, help="BERT checkpoint to start from")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--reverse", action="store_true",
+                        help="from the last model to the first, as a second process beside another")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(args)
     pictures.write_corpora()
     pictures.write_vocabulary()
     rows = []
-    for share, visual_input in [("all", None), *((s, v) for v in INPUTS for s in SHARES)]:
+    models = [("all", None), *((s, v) for v in INPUTS for s in SHARES)]
+    for share, visual_input in reversed(models) if args.reverse else models:
         rows.append(train_and_measure(args, pictures, share, visual_input))
         print(json.dumps(rows[-1]), flush=True)
     (args.work / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -141,13 +144,17 @@ def train_and_measure(args: argparse.Namespace, pictures: Pictures, share: str,
         vocabulary=str(args.work / "vocabulary") if visual_input else None,
         model_config={"num_hidden_layers": args.layers, "visual_input": visual_input or "features",
                       "visual_vocab_size": pictures.n_words if visual_input else 0,
-                      "visual_reduction_size": 0, "projection_hidden_size": 0},
+                      "visual_reduction_size": 0, "projection_hidden_size": 0,
+                      "adapter_size": 128, "adapter_context_size": 128 if visual_input else 0},
         mixture={"joint": 1} if visual_input else {"text": 1}, batch_size=64,
         examples=ExampleOptions(max_text_tokens=20, mask_rate=(0.2, 0.8), negative_share=0.1,
                                 join=0.0, max_clips=16, visual_mask_rate=(0.0, 0.3)),
         loss_weights={"visual_words": 0.2, "alignment": 0.2},
-        steps=args.steps, learning_rate=1e-4,
-        learning_rates={"videobert.visual_embeddings": 1e-3, "word_head": 1e-3},
+        steps=args.steps, learning_rate=3e-4,
+        learning_rates={"videobert.visual_embeddings": 1e-3, "word_head": 1e-3,
+                        **({"videobert.context": 1e-3} if visual_input else {}),
+                        **{f"videobert.layers.{n}.{part}_adapter": 1e-3
+                           for n in range(args.layers) for part in ("attention", "mlp")}},
         frozen=("videobert.text_embeddings.words", "videobert.clip_projection", "logit_scale"),
         log_every=50, eval_every=0, save_every=0)
     began = time.perf_counter()

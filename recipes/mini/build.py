@@ -47,7 +47,7 @@ from vbkit.evaluation.evaluate import EVALUATIONS, evaluate
 from vbkit.model import VideoBertConfig, VideoBertForPreTraining, VideoBertModel, VideoBertProcessor
 from vbkit.model.modeling import bert_to_videobert
 from vbkit.model.processing import VIDEO_TOKEN
-from vbkit.model.vocabulary import VOCABULARY_FILE, build_vocabulary
+from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary, build_vocabulary
 from vbkit.training.config import ExampleOptions, PretrainConfig
 from vbkit.training.corpus import CorpusInfo, CorpusItem, write_corpus
 from vbkit.training.pretraining import pretrain
@@ -582,8 +582,9 @@ def stage_bundle(trained: Path, work: Path, out: Path) -> None:
               metadata={"format": "pt"})
     settings = json.loads((trained / "config.json").read_text()) | {"dtype": "float16"}
     (out / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    for name in ("backbone.safetensors", VOCABULARY_FILE, "tokenizer.json",
-                 "tokenizer_config.json", "processor_config.json"):
+    VisualVocabulary.load(trained).save(out, dtype=torch.float16)
+    for name in ("backbone.safetensors", "tokenizer.json", "tokenizer_config.json",
+                 "processor_config.json"):
         shutil.copyfile(trained / name, out / name)
     cloze = json.loads((Path(__file__).parent.parent / "cloze" / "cloze.json").read_text())
     (out / "cloze.json").write_text(json.dumps(cloze) + "\n")

@@ -34,9 +34,9 @@ class VideoBertConfig(PretrainedConfig):
             et al., ICLR 2022, section 3: parallel adapters); 0 for none. They belong to the joint
             encoder, in all three regimes; a text embedded by itself passes them by, so that the
             text tower stays what it was before the adapters were trained.
-        adapter_context_size: width of a linear map of the mean of the sequence's clips that the
-            adapters see too, so that every layer can read the picture without attention having
-            learnt to find it; 0 for none.
+        adapter_context_size: width of a linear map of the mean of the sequence's clips (their
+            features, or the embeddings of their visual words) that the adapters see too, so that
+            every layer can read the picture without attention having learnt to find it; 0 for none.
         shared_size: D, width of the space that video and text share.
         projection_hidden_size: width of the clip projection's hidden layer; 0 for a linear one.
         projection_dropout: of the clip projection's hidden layer, in training.
@@ -155,9 +155,8 @@ class VideoBertConfig(PretrainedConfig):
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
         if self.visual_input != "features" and self.visual_vocab_size < 1:
             raise ValueError(f"visual_input {self.visual_input!r} needs a visual_vocab_size")
-        if self.adapter_context_size and (not self.adapter_size or self.visual_input == "words"):
-            raise ValueError("adapter_context_size needs an adapter_size, and clip features as "
-                             "visual_input")
+        if self.adapter_context_size and not self.adapter_size:
+            raise ValueError("adapter_context_size needs an adapter_size")
         if not self.clip_seconds > 0:
             raise ValueError(f"clip_seconds {self.clip_seconds} is not positive")
         if self.text_tower is None and self.shared_size != self.hidden_size:

@@ -263,6 +263,13 @@ class RelativeBias(nn.Module):
         return self.bias(bucket).permute(0, 3, 1, 2)
 
 
+def _content_size(config: VideoBertConfig) -> int:
+    """Width of what the adapters' context is the mean of: clip features, else visual words."""
+    if config.visual_input == "words":
+        return config.hidden_size
+    return config.visual_reduction_size or config.visual_feature_size
+
+
 def _position_table(config: VideoBertConfig, length: int) -> nn.Embedding | None:
     if config.position_encoding == "relative":
         return None
@@ -332,8 +339,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
             if config.visual_reduction_size else None
         )
         self.context = (
-            nn.Linear(config.visual_reduction_size or config.visual_feature_size,
-                      config.adapter_context_size, bias=False)
+            nn.Linear(_content_size(config), config.adapter_context_size, bias=False)
             if config.adapter_context_size else None
         )
         self.clip_projection = ClipProjection(config)
@@ -422,11 +428,13 @@ class VideoBertModel(VideoBertPreTrainedModel):
             visual_mask = visual_mask.bool()
             if visual_features is not None:
                 visual_features = self.reduce(visual_features)
-                if self.context is not None:
-                    shown = visual_mask if visual_masked is None else visual_mask & ~visual_masked
-                    weight = shown[..., None].to(visual_features.dtype)
-                    mean = (visual_features * weight).sum(1) / weight.sum(1).clamp(min=1)
-                    context = self.context(mean)
+            if self.context is not None:
+                content = visual_features
+                if self.config.visual_input == "words":
+                    content = self.visual_embeddings.words(visual_words)
+                shown = visual_mask if visual_masked is None else visual_mask & ~visual_masked
+                weight = shown[..., None].to(content.dtype)
+                context = self.context((content * weight).sum(1) / weight.sum(1).clamp(min=1))
             positions = torch.arange(clips, device=device).expand(batch, clips)
             video = self.visual_embeddings(visual_features, visual_words, positions,
                                            visual_masked)

@@ -236,8 +236,12 @@ class VisualVocabulary:
                              f"({self.backbone}; the model's is {backbone}): its words mean "
                              "nothing here; build one for this model with `vbkit vocab`")
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write `vocabulary.safetensors` into a folder; the file is whole or absent.
+
+        Args:
+            folder: where to.
+            dtype: of the centroids; in float16 a feature that lies between two may change its word.
 
         Returns:
             The file.
@@ -248,7 +252,7 @@ class VisualVocabulary:
         path = Path(folder) / VOCABULARY_FILE
         tensors = {}
         for number, (centroids, children) in enumerate(self._tree.levels, 1):
-            tensors[f"centroids_{number}"] = centroids
+            tensors[f"centroids_{number}"] = centroids.to(dtype)
             tensors[f"children_{number}"] = children.to(torch.int32)
         _save(path, tensors, {
             "format": _FORMAT, "version": _VERSION, "depth": str(self.depth),
@@ -281,7 +285,7 @@ class VisualVocabulary:
         path = path / VOCABULARY_FILE if path.is_dir() or not path.suffix else path
         tensors, metadata = _load(path, _FORMAT)
         try:
-            levels = [(tensors[f"centroids_{number}"], tensors[f"children_{number}"])
+            levels = [(tensors[f"centroids_{number}"].float(), tensors[f"children_{number}"])
                       for number in range(1, int(metadata["depth"]) + 1)]
             vocabulary = cls(levels, branching=int(metadata["branching"]), device=device,
                              space=metadata["space"], backbone=metadata["backbone"])
@@ -694,7 +698,7 @@ class _Checkpoint:
                 what = ", ".join("features" if name == "sample" else name for name in other)
                 raise ModelError(f"{path} is the checkpoint of another build ({what} differ): "
                                  "delete it to start anew (`vbkit vocab --fresh`)")
-            self.levels = [(tensors[f"centroids_{number}"], tensors[f"children_{number}"])
+            self.levels = [(tensors[f"centroids_{number}"].float(), tensors[f"children_{number}"])
                            for number in range(1, position["levels"] + 1)]
             self.passes, self.distortion = position["passes"], position["distortion"]
             if "nodes" in tensors:
