@@ -82,6 +82,7 @@ class VideoBertForConditionalGeneration(VideoBertPreTrainedModel, GenerationMixi
             encoder_outputs = self.videobert(input_ids, attention_mask, visual_features,
                                              visual_words, visual_mask)
         memory, mask = encoder_outputs.last_hidden_state, encoder_outputs.attention_mask
+        assert memory is not None
         words = self.videobert.text_embeddings.words
         loss = None
         if labels is not None:

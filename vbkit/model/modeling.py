@@ -429,9 +429,8 @@ class VideoBertModel(VideoBertPreTrainedModel):
             if visual_features is not None:
                 visual_features = self.reduce(visual_features)
             if self.context is not None:
-                content = visual_features
-                if self.config.visual_input == "words":
-                    content = self.visual_embeddings.words(visual_words)
+                content = (self.visual_embeddings.words(visual_words) if visual_features is None
+                           or self.config.visual_input == "words" else visual_features)
                 shown = visual_mask if visual_masked is None else visual_mask & ~visual_masked
                 weight = shown[..., None].to(content.dtype)
                 context = self.context((content * weight).sum(1) / weight.sum(1).clamp(min=1))
