@@ -498,6 +498,36 @@ def test_precomputed_features_and_every_tenth_file_held_out(vocab, engine, tmp_p
     assert 0 < report["held_out"]["explained"] < 1
 
 
+def test_a_corpus_and_a_manifest_with_features(vocab, engine, tmp_path) -> None:
+    from training_files import tokenizer
+
+    from vbkit.training.corpus import CorpusItem, write_corpus
+
+    width = engine.bundle.config.visual_feature_size
+    x = blobs(300, 20, width).numpy()
+    items = [CorpusItem(str(i), x[10 * i : 10 * i + 10], split="val" if i == 4 else "train")
+             for i in range(20)]
+    for name, key in (("corpus", engine.bundle.visual_key), ("other", "0123")):
+        write_corpus(items, tmp_path / name, tokenizer=tokenizer(), backbone=key)
+    for number in range(10):
+        np.save(tmp_path / f"{number}.npy", x[200 + 10 * number :][:10].reshape(2, 5, width))
+    bad = x[:10].copy()
+    bad[2] = np.inf
+    np.save(tmp_path / "10.npy", bad)
+    (tmp_path / "rows.csv").write_text("id,features\n" + "".join(
+        f"{number},{number}.npy\n" for number in range(11)))
+    result = vocab(tmp_path / "corpus", tmp_path / "rows.csv", "--out", tmp_path / "out",
+                   "--depth", "2", "--branching", "3", "--json")
+    assert result.exit_code == 1, result.output
+    report = json.loads(result.stdout)
+    assert (report["n_inputs"], report["n_failed"]) == (31, 1)
+    assert "row 2 " in report["failures"][0]["message"]
+    assert (report["train"]["features"], report["held_out"]["features"]) == (280, 20)
+    refused = vocab(tmp_path / "other", "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "backbone 0123" in refused.stderr
+
+
 def test_a_build_that_was_cut_short_goes_on_and_fresh_starts_anew(vocab, engine, tmp_path,
                                                                   monkeypatch) -> None:
     width = engine.bundle.config.visual_feature_size
@@ -545,10 +575,10 @@ def test_bad_input_is_told_in_one_line(vocab, engine, tmp_path) -> None:
     np.save(tmp_path / "narrow.npy", np.zeros((30, 5), np.float32))
     (tmp_path / "empty").mkdir()
     cases = [
-        ([tmp_path / "nan.npy"], 2, "row 17"),
-        ([tmp_path / "wide.npy"], 2, "another backbone"),
-        ([tmp_path / "narrow.npy"], 2, "another backbone"),
-        ([tmp_path / "missing.npy"], 2, "missing.npy"),
+        ([tmp_path / "nan.npy"], 1, "row 17"),
+        ([tmp_path / "wide.npy"], 1, "another backbone"),
+        ([tmp_path / "narrow.npy"], 1, "another backbone"),
+        ([tmp_path / "missing.npy"], 1, "missing.npy"),
         ([tmp_path / "empty"], 2, "no clips"),
         ([tmp_path / "nope.mp4"], 1, "none of 1 inputs"),
         ([tmp_path / "nan.npy", "--depth", "0"], 2, "--depth"),

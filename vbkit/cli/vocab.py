@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vbkit.engine import Engine
+    from vbkit.features import Features
     from vbkit.model.vocabulary import BuildProgress, VisualVocabulary, VocabularyQuality
-    from vbkit.training.feature_files import FeatureFile, FeatureSpill
+    from vbkit.sources import Source
+    from vbkit.training.feature_files import FeatureSpill
 
 __all__ = ["vocab"]
 
@@ -84,7 +86,7 @@ def vocab(
     Exit status: 0 all done, 1 some inputs failed (the words are of the others), 2 wrong usage.
     """
     began = time.monotonic()
-    found = _sort_inputs(inputs, "clip_embeddings" if space == "embeddings" else "clip_features")
+    found = _sort_inputs(inputs)
     from vbkit.engine import Engine
     from vbkit.model.vocabulary import build_vocabulary
     from vbkit.store.lock import FolderLock
@@ -96,7 +98,7 @@ def vocab(
         if not resume:
             checkpoint.unlink(missing_ok=True)
         with _removed(spilled):
-            data = _collect(found, engine, space, spilled, silent=as_json)
+            data = _Collector(found, engine, space, spilled, silent=as_json).collect()
             wanted = (depth, branching)
             depth, branching = _affordable(data.train.rows, depth, branching)
             if (depth, branching) != wanted:
@@ -131,24 +133,35 @@ def vocab(
 class _Found:
     """The inputs, by what they are."""
 
-    media: list[str] = field(default_factory=list)
-    files: list[FeatureFile] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    files: list[tuple[str, Path]] = field(default_factory=list)
     corpora: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def _sort_inputs(inputs: Sequence[str], tensor: str) -> _Found:
-    from vbkit.training.feature_files import FeatureFile, find_feature_files
+def _sort_inputs(inputs: Sequence[str]) -> _Found:
+    from vbkit.sources import expand_inputs
+    from vbkit.training.feature_files import find_feature_files
 
     found = _Found()
+    media: list[str | Path] = []
     for text in inputs:
         path = Path(text).expanduser()
         files = find_feature_files(path)
         if (path / "corpus.json").is_file():
             found.corpora.append(path)
         elif files is not None:
-            found.files += [FeatureFile.open(file, tensor) for file in files]
+            found.files += [(str(file), file) for file in files]
         else:
-            found.media.append(text)
+            media.append(path)
+    if media:
+        expanded = expand_inputs(media)
+        found.notes += expanded.notes
+        for source in expanded:
+            if source.features is not None:
+                found.files.append((source.video_id, source.features))
+            else:
+                found.sources.append(source)
     return found
 
 
@@ -164,140 +177,158 @@ class _Data:
     notes: list[str] = field(default_factory=list)
 
 
-def _collect(found: _Found, engine: Engine, space: str, folder: Path, silent: bool) -> _Data:
-    """Bring all features to disk: memory does not grow with the number of videos."""
-    from vbkit.sources import expand_inputs
-    from vbkit.training.feature_files import FeatureSpill
+class _Collector:
+    """Brings all features to disk, so that memory does not grow with the number of videos."""
 
-    data = _Data(FeatureSpill(folder / "train"), FeatureSpill(folder / "held_out"))
-    sources = expand_inputs(found.media) if found.media else None
-    if sources is not None:
-        data.notes += sources.notes
-    single = (len(sources) if sources is not None else 0) + len(found.files)
-    # Clips of one video are alike, so whole videos are held out where there are enough.
-    whole = single >= _HELD_OUT_EVERY
-    if single and not whole:
-        data.notes.append(f"with fewer than {_HELD_OUT_EVERY} inputs, every tenth clip is held "
-                          "out; it resembles its neighbours, so held-out numbers look better than "
-                          "on other videos")
-    row = 0
+    def __init__(self, found: _Found, engine: Engine, space: str, folder: Path,
+                 silent: bool) -> None:
+        from vbkit.training.feature_files import FeatureSpill
 
-    def add(rows: np.ndarray) -> None:
-        nonlocal row
-        if whole:
-            held = data.inputs % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
-            (data.held_out if held else data.train).add(rows)
-        else:
-            import numpy as np
+        self.found = found
+        self.engine = engine
+        self.space = space
+        self.silent = silent
+        self.data = _Data(FeatureSpill(folder / "train"), FeatureSpill(folder / "held_out"),
+                          notes=list(found.notes))
+        # Clips of one video are alike, so whole videos are held out where there are enough.
+        self.single = len(found.sources) + len(found.files)
+        self.whole = self.single >= _HELD_OUT_EVERY
+        self._row = 0
+        self._said = time.monotonic()
 
-            held_rows = (np.arange(row, row + len(rows)) % _HELD_OUT_EVERY) == _HELD_OUT_EVERY - 1
-            data.train.add(rows[~held_rows])
-            data.held_out.add(rows[held_rows])
-        row += len(rows)
-
-    for folder_ in found.corpora:
-        _collect_corpus(folder_, engine, space, data)
-    for file in found.files:
-        convert = _converter(engine, space, file.width, str(file.path),
-                             made=file.tensor == "clip_embeddings" and space == "embeddings")
-        position = 0
-        for batch in file.batches():
-            add(convert(batch, position))
-            position += len(batch)
-        data.inputs += 1
-    if sources is not None and len(sources):
-        _collect_media(found.media, len(sources), engine, space, data, add, silent)
-    data.train.flush()
-    data.held_out.flush()
-    if not data.train.rows:
+    def collect(self) -> _Data:
+        data = self.data
+        for folder in self.found.corpora:
+            self._corpus(folder)
+        if self.single and not self.whole:
+            data.notes.append(f"with fewer than {_HELD_OUT_EVERY} inputs, every tenth clip is held "
+                              "out; it resembles its neighbours, so held-out numbers look better "
+                              "than on other videos")
+        for name, file in self.found.files:
+            self._input(name, lambda file=file: self._file(file))  # type: ignore[misc]
+        if self.found.sources:
+            self._videos()
+        data.train.flush()
+        data.held_out.flush()
+        if data.train.rows:
+            return data
         if data.failed:
             _tell_failures(data)
-            raise VbkitError(f"none of {data.inputs} inputs could be used: "
-                             f"{data.failed[0][0]}: {data.failed[0][1]}")
+            raise VbkitError(f"none of {data.inputs} inputs could be used; the first: "
+                             f"{data.failed[0][1]}")
         raise UsageError("there are no clips in what was given: name videos, pictures, a corpus, "
                          "or files of features")
-    return data
 
+    def _input(self, name: str, add: Callable[[], None]) -> None:
+        """One input: added, or counted as failed."""
+        try:
+            add()
+        except UsageError as error:
+            self.data.failed.append((name, str(error)))
+        self.data.inputs += 1
+        if not self.silent and time.monotonic() - self._said > _SAY_S:
+            self._said = time.monotonic()
+            failed = f", {len(self.data.failed)} failed" if self.data.failed else ""
+            click.echo(f"vbkit: {self.data.inputs} of {self.single} inputs{failed}", err=True)
 
-def _collect_corpus(folder: Path, engine: Engine, space: str, data: _Data) -> None:
-    from vbkit.training.corpus import Corpus
+    def _add(self, rows: np.ndarray) -> None:
+        import numpy as np
 
-    corpus = Corpus.open(folder)
-    info = corpus.info
-    if info.backbone and info.backbone != engine.bundle.visual_key:
-        raise UsageError(f"the clip features of {folder} were made by backbone {info.backbone} "
-                         f"in {info.precision}, but model {engine.bundle.name} has "
-                         f"{engine.bundle.visual_key} in {engine.bundle.precision}: name the model "
-                         "that it was made with (--model, --precision)")
-    data.inputs += info.items
-    for split, spill in (("train", data.train), ("val", data.held_out)):
-        if not info.feature_size:
-            data.notes.append(f"{folder}: this corpus has no clips")
-            return
-        convert = _converter(engine, space, info.feature_size, str(folder))
+        number = np.arange(self._row, self._row + len(rows))
+        if self.whole:
+            number = np.full(len(rows), self.data.inputs)
+        held_out = number % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        self.data.train.add(rows[~held_out])
+        self.data.held_out.add(rows[held_out])
+        self._row += len(rows)
+
+    def _videos(self) -> None:
+        from vbkit.engine.cache import FeatureCache
+        from vbkit.engine.pipeline import Request
+
+        need = "clip_embeddings" if self.space == "embeddings" else "clip_features"
+        cache = FeatureCache(self.engine.cache) if self.engine.cache is not None else None
+        pipeline = self.engine.pipeline(cache, "none", keyframes=False)
+        requests = (Request(prepared, frozenset({need}))
+                    for prepared in pipeline.prepare(self.found.sources))
+        for encoded in pipeline.encode(requests):
+            features = encoded.features
+
+            def add(features: Features = features) -> None:
+                if features.error is not None:
+                    raise UsageError(str(features.error))
+                rows = getattr(features, need).cpu().numpy()
+                _check_finite(rows, features.video_id)
+                self.data.empty += not len(rows)
+                self._add(rows if self.space == "embeddings" else self._converted(rows))
+
+            self._input(features.video_id, add)
+
+    def _file(self, path: Path) -> None:
+        from vbkit.training.feature_files import FeatureFile
+
+        file = FeatureFile.open(path, "clip_embeddings" if self.space == "embeddings"
+                                else "clip_features")
+        made = file.tensor == "clip_embeddings" and self.space == "embeddings"
+        self._check_width(file.width, str(path), made)
         position = 0
-        for batch in corpus.feature_batches(split):  # type: ignore[arg-type]
-            spill.add(convert(batch.astype("float32"), position))
+        for batch in file.batches():
+            _check_finite(batch, str(path), position)
             position += len(batch)
+        self.data.empty += not position
+        for batch in file.batches():
+            self._add(batch if made else self._converted(batch))
 
+    def _corpus(self, folder: Path) -> None:
+        from vbkit.training.corpus import Corpus
 
-def _collect_media(media: Sequence[str], total: int, engine: Engine, space: str, data: _Data,
-                   add: Callable[[np.ndarray], None], silent: bool) -> None:
-    need = "clip_embeddings" if space == "embeddings" else "clip_features"
-    said = time.monotonic()
-    for done, features in enumerate(engine.encode(list(media), {need}, transcript="none"), 1):
-        error: Exception | None = features.error
-        if error is None:
-            rows = getattr(features, need)
-            try:
-                add(_converter(engine, space, rows.shape[-1], features.video_id,
-                               made=space == "embeddings")(rows.cpu().numpy(), 0))
-                data.empty += not len(rows)
-            except UsageError as refused:  # not finite: this input's own fault
-                error = refused
-        if error is not None:
-            data.failed.append((features.video_id, str(error)))
-        data.inputs += 1
-        if not silent and time.monotonic() - said > _SAY_S:
-            said = time.monotonic()
-            failed = f", {len(data.failed)} failed" if data.failed else ""
-            click.echo(f"vbkit: {done} of {total} inputs{failed}", err=True)
+        corpus, bundle = Corpus.open(folder), self.engine.bundle
+        info = corpus.info
+        if info.backbone and info.backbone != bundle.visual_key:
+            raise UsageError(f"the clip features of {folder} were made by backbone {info.backbone} "
+                             f"in {info.precision}, but model {bundle.name} has "
+                             f"{bundle.visual_key} in {bundle.precision}: name the model that it "
+                             "was made with (--model, --precision)")
+        self.data.inputs += info.items
+        if not info.feature_size:
+            self.data.notes.append(f"{folder}: this corpus has no clips")
+            return
+        self._check_width(info.feature_size, str(folder))
+        for batch in corpus.feature_batches("train"):
+            self.data.train.add(self._converted(batch))
+        for batch in corpus.feature_batches("val"):
+            self.data.held_out.add(self._converted(batch))
 
+    def _check_width(self, width: int, where: str, made: bool = False) -> None:
+        """That features may be this model's: `made` ones are embeddings, others its backbone's."""
+        bundle = self.engine.bundle
+        read = bundle.config.visual_feature_size
+        if made and width != bundle.config.shared_size:
+            raise UsageError(f"{where}: embeddings {width} wide, but those of model {bundle.name} "
+                             f"are {bundle.config.shared_size}")
+        if not made and width != read and (width < read or width != bundle.backbone.dim):
+            raise UsageError(f"{where}: features {width} wide, but model {bundle.name} reads "
+                             f"{read}: they come from another backbone")
 
-def _converter(engine: Engine, space: str, width: int, where: str,
-               made: bool = False) -> Callable[[np.ndarray, int], np.ndarray]:
-    """From clip features, as the backbone makes them, to what the words are made of.
+    def _converted(self, rows: np.ndarray) -> np.ndarray:
+        """Clip features, as the backbone makes them, to what the words are made of."""
+        import torch
 
-    Args:
-        width: of what comes in.
-        where: it comes from, for messages.
-        made: whether it is of that space already.
-    """
-    import numpy as np
-    import torch
-
-    config = engine.bundle.config
-    if made and width != config.shared_size:
-        raise UsageError(f"{where}: embeddings {width} wide, but those of model "
-                         f"{engine.bundle.name} are {config.shared_size}")
-    if not made and width != config.visual_feature_size and (
-            width < config.visual_feature_size or width != engine.bundle.backbone.dim):
-        raise UsageError(f"{where}: features {width} wide, but model {engine.bundle.name} reads "
-                         f"{config.visual_feature_size}: they come from another backbone")
-
-    def convert(rows: np.ndarray, position: int) -> np.ndarray:
-        if not np.isfinite(rows).all():
-            first = position + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-            raise UsageError(f"{where}: the features of row {first} (from 0) are NaN or infinite")
-        if made:
-            return rows
         with torch.no_grad():
-            given = torch.from_numpy(rows).to(engine.device)
-            out = (engine.encoder.embed_clips(given) if space == "embeddings"
-                   else engine.bundle.model.standardise(given))
-        return out.float().cpu().numpy()
+            given = torch.from_numpy(rows).to(self.engine.device, torch.float32)
+            model = self.engine.bundle.model
+            made = (model.embed_clips(given) if self.space == "embeddings"
+                    else model.standardise(given))
+        return made.cpu().numpy()
 
-    return convert
+
+def _check_finite(rows: np.ndarray, where: str, position: int = 0) -> None:
+    import numpy as np
+
+    finite = np.isfinite(rows).all(1)
+    if not finite.all():
+        raise UsageError(f"{where}: the features of row {position + int((~finite).argmax())} "
+                         "(from 0) are NaN or infinite")
 
 
 def _affordable(features: int, depth: int, branching: int) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """Clip features in files: those that a user has, and those that are spilled to disk.
 
-A feature file is `.npy` with one (N, D) array, or `.safetensors` with such a tensor. Nothing is
-unpickled, and no file is read into memory as a whole.
+A feature file is `.npy` with one array, (N, D) or (views, N, D), or `.safetensors` with such a
+tensor. Nothing is unpickled, and a large file is not read into memory as a whole.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,13 +50,21 @@ class FeatureFile:
     Args:
         path: the file.
         tensor: name of the tensor in it; "" for `.npy`.
-        rows, width: N and D.
+        shape: of the array; the last number is D.
     """
 
     path: Path
     tensor: str
-    rows: int
-    width: int
+    shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Features in it, of all views."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def width(self) -> int:
+        return self.shape[-1]
 
     @classmethod
     def open(cls, path: Path, wanted: str) -> FeatureFile:
@@ -78,9 +87,10 @@ class FeatureFile:
                 tensor, shape = _tensor_of(path, wanted)
         except (OSError, ValueError, EOFError) as error:
             raise UsageError(f"{path}: cannot be read ({error})") from error
-        if len(shape) != 2 or not shape[1]:
-            raise UsageError(f"{path}: features must be of shape (N, D), not {tuple(shape)}")
-        return cls(path, tensor, shape[0], shape[1])
+        if len(shape) not in (2, 3) or not shape[-1]:
+            raise UsageError(f"{path}: features must be of shape (N, D) or (views, N, D), not "
+                             f"{tuple(shape)}")
+        return cls(path, tensor, tuple(shape))
 
     def batches(self, size: int = 16384) -> Iterator[np.ndarray]:
         """Its rows in order, (n, D) float32.
@@ -88,18 +98,20 @@ class FeatureFile:
         Raises:
             UsageError: it cannot be read any more.
         """
+        step = max(1, size * self.shape[0] // max(1, self.rows))
         try:
             if not self.tensor:
                 array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-                for start in range(0, self.rows, size):
-                    yield np.array(array[start : start + size], np.float32)
+                for start in range(0, self.shape[0], step):
+                    rows = np.array(array[start : start + step], np.float32)
+                    yield rows.reshape(-1, self.width)
                 return
             from safetensors import safe_open
 
             with safe_open(self.path, framework="pt") as file:
-                rows = file.get_slice(self.tensor)
-                for start in range(0, self.rows, size):
-                    yield rows[start : start + size].float().numpy()
+                slices = file.get_slice(self.tensor)
+                for start in range(0, self.shape[0], step):
+                    yield slices[start : start + step].float().reshape(-1, self.width).numpy()
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.path}: cannot be read ({error})") from error
 
@@ -116,7 +128,7 @@ def _tensor_of(path: Path, wanted: str) -> tuple[str, tuple[int, ...]]:
         raise UsageError(f"{path}: no whole safetensors file ({error})") from error
     if wanted in floats:
         return wanted, floats[wanted]
-    tables = {name: shape for name, shape in floats.items() if len(shape) == 2}
+    tables = {name: shape for name, shape in floats.items() if len(shape) in (2, 3)}
     if len(tables) == 1:
         return next(iter(tables.items()))
     raise UsageError(f"{path}: holds no tensor {wanted}, and "
