@@ -115,9 +115,9 @@ def vocab(
                 device=engine.device, batch_size=batch_size, iterations=iterations, space=space,
                 backbone=engine.bundle.visual_key, memory=int(memory * 2**30),
                 checkpoint=checkpoint, progress=_Reporter(as_json))
+            path = vocabulary.save(out)
             train = vocabulary.quality(data.train.batches)
             held_out = vocabulary.quality(data.held_out.batches) if data.held_out.rows else None
-            path = vocabulary.save(out)
     seconds = time.monotonic() - began
     if as_json:
         _print_json(vocabulary, train, held_out, path, data, seconds)
