@@ -26,6 +26,7 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -62,6 +63,7 @@ BACKBONE = {
 }
 HELD_OUT, HELD_OUT_CLIPS = 300, 20
 """Training images, and captioned clips, that pretraining is watched on and does not learn from."""
+NEGATIVE_SHARE = 0.2
 VIEWS = ("squash", "flip")
 ENSEMBLE = 2
 CONFIG = {
@@ -512,7 +514,7 @@ def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
         mixture={"joint": 8, "text": 1, "video": 0.3, "caption": 3},
         batch_size=128, batch_sizes={"video": 32},
         examples=ExampleOptions(max_text_tokens=24, max_caption_tokens=32, mask_rate=(0.2, 0.8),
-                                negative_share=0.2, join=0.0, max_clips=16,
+                                negative_share=NEGATIVE_SHARE, join=0.0, max_clips=16,
                                 visual_mask_rate=(0.0, 0.5)),
         loss_weights={"visual_words": 0.2, "alignment": 0.5},
         steps=steps, learning_rate=1e-3, warmup=0.05, weight_decay=0.01,
@@ -577,6 +579,8 @@ def stage_bundle(trained: Path, work: Path, out: Path) -> None:
     # Only pretraining reads the visual-word head; going on from `mini` begins it anew.
     state = {name: tensor for name, tensor in load_file(trained / "model.safetensors").items()
              if not name.startswith("visual_word_head.")}
+    # Few training pairs were shuffled; the bias is moved to where half of them are.
+    state["alignment_head.bias"] -= math.log((1 - NEGATIVE_SHARE) / NEGATIVE_SHARE)
     save_file({name: tensor.half() if tensor.is_floating_point() else tensor
                for name, tensor in state.items()}, out / "model.safetensors",
               metadata={"format": "pt"})
