@@ -194,8 +194,9 @@ def test_text_without_times_goes_with_all_clips() -> None:
 
 
 def test_a_manifest_becomes_a_corpus(tmp_path: Path, sample: Path, engine) -> None:
-    np.save(tmp_path / "still.npy", np.ones((2, 1, 2560), np.float32))
-    save_file({"clip_features": np.ones((3, 2560), np.float32),
+    width = engine.bundle.backbone.dim
+    np.save(tmp_path / "still.npy", np.ones((2, 1, width), np.float32))
+    save_file({"clip_features": np.ones((3, width), np.float32),
                "clip_times": np.array([[0, 2], [2, 4], [4, 6.0]])}, tmp_path / "f.safetensors")
     np.save(tmp_path / "narrow.npy", np.ones((2, 100), np.float32))
     rows = [
@@ -222,7 +223,7 @@ def test_a_manifest_becomes_a_corpus(tmp_path: Path, sample: Path, engine) -> No
     assert seen[-1] == (6, 3, 9)
     reasons = {skipped.id: skipped.reason for skipped in corpus.info.skipped_examples}
     assert "no such file" in reasons["gone"]
-    assert "100 wide, but those before them are 2560" in reasons["narrow"]
+    assert f"100 wide, but those before them are {width}" in reasons["narrow"]
     assert "no such file" in reasons["nothing"]
 
     talk = index["talk"]
