@@ -10,7 +10,7 @@ import numpy as np
 
 WIDTH = 1280
 CENTROIDS = 256
-EQUAL = 1.005  # distortions that differ by less than half a percent count as equal
+EQUAL = 1.002  # distortions that differ by less than this count as equal
 _CHUNK = 16384
 
 

@@ -49,7 +49,8 @@ _CHECKPOINT_FORMAT = "vbkit.visual_vocabulary.checkpoint"
 _VERSION = "1"
 _SPACES = ("features", "embeddings")
 _GATHER_ELEMENTS = 1 << 24  # of children's centroids gathered at a time
-_POINTS_PER_WORD = 256
+_SAMPLE_PER_WORD = 512  # features; fewer cost distortion, more bring next to none
+_ENOUGH_PER_WORD = 256
 
 
 @dataclass(frozen=True)
@@ -405,12 +406,13 @@ def build_vocabulary(
 ) -> VisualVocabulary:
     """Build a visual vocabulary by hierarchical k-means.
 
-    One pass over the features draws a uniform sample of up to 256 for each word (all of them, where
+    One pass over the features draws a uniform sample of up to 512 for each word (all of them, where
     there are fewer), as far as `memory` allows; each node is clustered on its part of the sample by
     Lloyd's algorithm from greedy k-means++ centroids. A sample that large costs less than half a
-    percent of distortion. Where memory cut it, the level's centroids are then moved to the means of
-    all features, in passes over batches of them. A node with fewer distinct features than
-    `branching` has fewer children, so every word is used by some feature of the sample.
+    percent of distortion. Where memory cut it by more than half, the level's centroids are then
+    moved to the means of all features, in passes over batches of them. A node with fewer distinct
+    features than `branching` has fewer children, so every word is used by some feature of the
+    sample, save where such passes took its last one.
 
     Equal seeds and features give equal vocabularies on one machine and number of threads.
 
@@ -507,7 +509,7 @@ class _Builder:
                 words = self.branching ** self.depth
                 fitting = self.memory // 2 // (4 * part.shape[1])
                 # The system gives the memory only as it is filled.
-                sample = torch.empty(max(1, min(_POINTS_PER_WORD * words, fitting)), part.shape[1],
+                sample = torch.empty(max(1, min(_SAMPLE_PER_WORD * words, fitting)), part.shape[1],
                                      device=self.device)
             fresh = part[: max(0, len(sample) - self.count)]
             sample[self.count : self.count + len(fresh)] = fresh
@@ -542,7 +544,7 @@ class _Builder:
         levels = [(c.to(self.device), n.to(self.device)) for c, n in saved.levels]
         nodes = self._nodes(levels)
         while True:
-            if levels and self.count > len(self.sample) < _POINTS_PER_WORD * len(levels[-1][0]):
+            if levels and self.count > len(self.sample) < _ENOUGH_PER_WORD * len(levels[-1][0]):
                 levels[-1] = self._refine(levels, saved)
                 nodes = self._nodes(levels)
             if len(levels) == self.depth:
