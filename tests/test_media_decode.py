@@ -45,6 +45,18 @@ def outcomes(pool: DecodePool) -> list[str]:
     return found
 
 
+def test_a_video_given_up_before_a_worker_took_it_does_not_end_the_worker(video: Path) -> None:
+    with DecodePool(plugin_openers=False) as pool:
+        with pool._lock:  # the worker's thread cannot come in between
+            pool.submit(DecodeJob("a", video, height=64))
+            assert [result.job.key for result in pool.results()] == ["a"]
+        deadline = time.monotonic() + 10
+        while pool._waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not pool._waiting
+        assert pool.decode(DecodeJob("b", video, height=64)).open().n_frames == 160
+
+
 def test_a_video_becomes_clips_of_the_right_frames(video: Path) -> None:
     with DecodePool(plugin_openers=False) as pool:
         pool.submit(DecodeJob("a", video, height=64, frames_per_clip=4, embedded_transcript=True))

@@ -329,12 +329,12 @@ class DecodePool:
             while not self._closed:
                 if self._waiting:
                     video = self._waiting[0]
+                    if video._abandoned.is_set():  # `_unyielded` may hold nothing any more
+                        self._waiting.popleft()
+                        continue
                     next_up = video is self._current or (
                         self._current is None and video is self._unyielded[0]
                     )
-                    if video._abandoned.is_set():
-                        self._waiting.popleft()
-                        continue
                     if next_up or self._ahead < _AHEAD_BYTES:
                         self._waiting.popleft()
                         return video
