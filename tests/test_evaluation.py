@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import vbkit
 from vbkit.cli import cli
+from vbkit.engine.windows import spread
 from vbkit.errors import ManifestError, ModelError, UsageError
 from vbkit.evaluation.alignment import derangement
-from vbkit.evaluation.clips import load_clip_features, spread
+from vbkit.evaluation.clips import load_clip_features
 from vbkit.evaluation.cloze import ClozeTask, load_cloze
 from vbkit.evaluation.evaluate import evaluate
 from vbkit.evaluation.examples import read_captioned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import SMALL
 
 from vbkit.model import (
     VideoBertConfig,
@@ -11,18 +12,14 @@ from vbkit.model import (
     VideoBertForPreTraining,
 )
 
-SMALL = {
-    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 48, "max_position_embeddings": 40, "visual_feature_size": 6,
-    "max_visual_positions": 8, "shared_size": 32, "projection_hidden_size": 16,
-    "num_decoder_layers": 2, "decoder_intermediate_size": 48, "max_decoder_positions": 16,
-}
+WRITER = {**SMALL, "num_decoder_layers": 2, "decoder_intermediate_size": 48,
+          "max_decoder_positions": 16}
 CLS, SEP, VIDEO = 101, 102, 1
 
 
 def made(kind=VideoBertForConditionalGeneration, **changes):
     torch.manual_seed(0)
-    return kind(VideoBertConfig(**{**SMALL, **changes})).eval()
+    return kind(VideoBertConfig(**{**WRITER, **changes})).eval()
 
 
 def inputs(count: int = 2) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import SMALL
 from transformers import AutoConfig, AutoModel, AutoProcessor, BertConfig, BertModel
 
 import vbkit_mini
@@ -24,15 +25,17 @@ from vbkit.model import (
 from vbkit.model.modeling import bert_to_videobert
 from vbkit.plugins import default_manager
 
-SMALL = {
-    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 48, "max_position_embeddings": 40, "visual_feature_size": 6,
-    "max_visual_positions": 8, "shared_size": 32, "projection_hidden_size": 16,
-}
-
 
 def small(**changes) -> VideoBertConfig:
     return VideoBertConfig(**{**SMALL, **changes})
+
+
+def waken(model: VideoBertModel) -> None:
+    """Give adapters, which begin at 0, something to say."""
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.mlp_adapter.up.weight)
+        if layer.mlp_adapter.context is not None:
+            torch.nn.init.normal_(layer.mlp_adapter.context.weight)
 
 
 @pytest.fixture
@@ -184,8 +187,7 @@ def test_adapters_leave_the_text_tower_alone() -> None:
     ids, mask = words(2, 7), torch.ones(2, 7, dtype=torch.long)
     with torch.no_grad():
         assert torch.equal(plain(ids).last_hidden_state, adapted(ids).last_hidden_state)
-        for layer in adapted.layers:
-            torch.nn.init.normal_(layer.mlp_adapter.up.weight)
+        waken(adapted)
         assert not torch.allclose(plain(ids).last_hidden_state, adapted(ids).last_hidden_state)
         assert torch.equal(plain.embed_text(ids, mask), adapted.embed_text(ids, mask))
 
@@ -194,9 +196,7 @@ def test_a_hidden_clip_says_nothing() -> None:
     torch.manual_seed(0)
     model = VideoBertModel(small(visual_vocab_size=5, visual_input="both", adapter_size=4,
                                  adapter_context_size=3)).eval()
-    for layer in model.layers:
-        torch.nn.init.normal_(layer.mlp_adapter.up.weight)
-        torch.nn.init.normal_(layer.mlp_adapter.context.weight)
+    waken(model)
     ids, features, named = words(1, 4), torch.randn(1, 3, 6), torch.tensor([[1, 2, 3]])
     hidden = torch.tensor([[False, True, False]])
     with torch.no_grad():
@@ -213,9 +213,7 @@ def test_words_that_are_not_seen_reach_the_text_through_the_context() -> None:
     torch.manual_seed(0)
     model = VideoBertModel(small(visual_vocab_size=5, visual_input="words", adapter_size=4,
                                  adapter_context_size=3)).eval()
-    for layer in model.layers:
-        torch.nn.init.normal_(layer.mlp_adapter.up.weight)
-        torch.nn.init.normal_(layer.mlp_adapter.context.weight)
+    waken(model)
     with torch.no_grad():
         one, other = (model(words(1, 4), visual_words=torch.tensor([row])).last_hidden_state
                       for row in ([1, 2], [3, 4]))

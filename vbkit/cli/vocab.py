@@ -316,9 +316,7 @@ class _Collector:
 
         with torch.no_grad():
             given = torch.from_numpy(rows).to(self.engine.device, torch.float32)
-            model = self.engine.bundle.model
-            made = (model.embed_clips(given) if self.space == "embeddings"
-                    else model.standardise(given))
+            made = self.engine.bundle.model.in_space(given, self.space)
         return made.cpu().numpy()
 
 

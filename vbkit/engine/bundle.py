@@ -110,8 +110,7 @@ class Bundle:
         if not (self.path / VOCABULARY_FILE).exists():
             return None
         vocabulary = VisualVocabulary.load(self.path)
-        vocabulary.check(feature_size=self.config.visual_feature_size
-                         if vocabulary.space == "features" else self.config.shared_size)
+        vocabulary.check(feature_size=self.config.space_size(vocabulary.space))
         if self.config.visual_vocab_size not in (0, len(vocabulary)):
             raise ModelError(f"{self.path}: the vocabulary has {len(vocabulary)} words, but "
                              f"config.json says {self.config.visual_vocab_size}")
@@ -152,7 +151,7 @@ class Bundle:
         for name, tensor in sorted(self.model.state_dict().items()):
             if _part_of(name) == part:
                 digest.update(name.encode())
-                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+                digest.update(tensor.cpu().contiguous().numpy())
         return digest.digest()
 
     def has(self, part: str) -> bool:

@@ -7,10 +7,7 @@ processes may share a folder.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vbkit.errors import StoreError
+from vbkit.files import renamed
 
 __all__ = ["FeatureCache"]
 
@@ -59,14 +57,10 @@ class FeatureCache:
             StoreError: the folder cannot be written, or the disk is full.
         """
         path = self.path(content_id, kind, key)
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary,
-                      metadata={"vbkit": json.dumps(metadata)})
-            os.replace(temporary, path)
+            with renamed(path) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()},
+                          temporary, metadata={"vbkit": json.dumps(metadata)})
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise StoreError(f"cannot write to the feature cache {self.folder}: {error}; free some "
                              "space, or name another folder with --cache") from error

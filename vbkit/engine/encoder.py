@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vbkit.engine.bundle import Bundle
-from vbkit.engine.windows import Plan, plan_windows
+from vbkit.engine.windows import Plan, plan_windows, spread
 from vbkit.errors import FeatureError, ModelError
 from vbkit.features import JointOutput
 from vbkit.specs import FEATURE_OUTPUTS
@@ -99,9 +99,7 @@ class Encoder:
         vocabulary = self.bundle.vocabulary
         if vocabulary is None:
             raise ModelError(f"model {self.bundle.name} has no visual vocabulary")
-        if vocabulary.space == "embeddings":
-            return vocabulary.assign(self.model.embed_clips(clip_features))
-        return vocabulary.assign(self.model.standardise(clip_features))
+        return vocabulary.assign(self.model.in_space(clip_features, vocabulary.space))
 
     def visual_inputs(self, clips: Sequence[Tensor]) -> dict[str, Tensor]:
         """Clip features of B sequences, (V, Dv) each, as `VideoBertModel.forward` takes them.
@@ -143,8 +141,7 @@ class Encoder:
 
     @torch.no_grad()
     def describe(self, sequences: Sequence[Tensor], *, num_beams: int = 4,
-                 max_new_tokens: int | None = None,
-                 progress: Callable[[int], None] = lambda done: None) -> list[str]:
+                 max_new_tokens: int | None = None) -> list[str]:
         """A sentence for each sequence of clip features (V, Dv), V at least 1.
 
         Of a sequence with more clips than the model takes, evenly spaced ones are read.
@@ -162,10 +159,7 @@ class Encoder:
             raise FeatureError(f"the decoder of model {self.bundle.name} writes at most {most} "
                                "word pieces")
         settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        limit = self.config.max_visual_positions
-        shown = [rows if len(rows) <= limit
-                 else rows[torch.linspace(0, len(rows) - 1, limit).round().long()]
-                 for rows in sequences]
+        shown = [spread(rows, self.config.max_visual_positions) for rows in sequences]
         # Sequences of like length together; equal ones need no padding.
         order = sorted(range(len(shown)), key=lambda index: len(shown[index]))
         written = [""] * len(shown)
@@ -178,7 +172,6 @@ class Encoder:
                 do_sample=False, **settings, **self.visual_inputs([shown[i] for i in batch]))
             for index, text in zip(batch, self.bundle.processor.written(out), strict=True):
                 written[index] = text
-            progress(start + len(batch))
         return written
 
     @torch.no_grad()

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-__all__ = ["Plan", "Window", "plan_windows"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Plan", "Window", "plan_windows", "spread"]
 
 
 @dataclass(frozen=True)
@@ -137,3 +141,11 @@ def _claim(
     closer = distance < best[items]
     owner[items[closer]] = index
     best[items[closer]] = distance[closer]
+
+
+def spread(clip_features: Tensor, most: int) -> Tensor:
+    """At most `most` of (C, Dv) clips, evenly spread over the video."""
+    count = len(clip_features)
+    if count <= most:
+        return clip_features
+    return clip_features[np.linspace(0, count - 1, most).round().astype(np.int64)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vbkit.engine.cache import FeatureCache
 from vbkit.engine.pipeline import Request
+from vbkit.engine.windows import spread
 from vbkit.errors import MediaError, ModelError, VbkitError
 from vbkit.evaluation.examples import Captioned
 from vbkit.runs import Failure
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from vbkit.engine import Engine
     from vbkit.engine.encoder import Encoder
 
-__all__ = ["ClipSequence", "load_clip_features", "read_clips", "spread", "visual_inputs"]
+__all__ = ["ClipSequence", "load_clip_features", "read_clips", "visual_inputs"]
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,6 @@ def _check_width(features: Tensor, wanted: int) -> None:
     if features.shape[1] < wanted:
         raise ModelError(f"clip features are {features.shape[1]} wide, but the model reads "
                          f"{wanted}: they come from another backbone")
-
-
-def spread(clip_features: Tensor, most: int) -> Tensor:
-    """At most `most` of (C, Dv) clips, evenly spread over the video."""
-    count = len(clip_features)
-    if count <= most:
-        return clip_features
-    return clip_features[np.linspace(0, count - 1, most).round().astype(np.int64)]
 
 
 def visual_inputs(encoder: Encoder, videos: Sequence[ClipSequence]) -> dict[str, Tensor]:

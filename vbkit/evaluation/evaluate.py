@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vbkit.engine.windows import spread
 from vbkit.errors import MediaError, ModelError, UsageError
 from vbkit.evaluation.alignment import alignment
 from vbkit.evaluation.captioning import captioning, check_captioning
-from vbkit.evaluation.clips import ClipSequence, read_clips, spread
+from vbkit.evaluation.clips import ClipSequence, read_clips
 from vbkit.evaluation.cloze import check_cloze, load_cloze, masked_words, zero_shot_cloze
 from vbkit.evaluation.examples import read_captioned
 from vbkit.evaluation.heads import pretraining_model

@@ -140,6 +140,10 @@ class VideoBertConfig(PretrainedConfig):
         self.sep_token_id = sep_token_id
         self._check()
 
+    def space_size(self, space: str) -> int:
+        """Width of what visual words are made of: of "features", or of "embeddings"."""
+        return self.shared_size if space == "embeddings" else self.visual_feature_size
+
     def _check(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

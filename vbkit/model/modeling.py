@@ -263,6 +263,12 @@ class RelativeBias(nn.Module):
         return self.bias(bucket).permute(0, 3, 1, 2)
 
 
+def _masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, H) and (B, N) -> (B, H): the mean of the rows that count; 0 where none does."""
+    weight = mask[..., None].to(rows.dtype)
+    return (rows * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
 def _content_size(config: VideoBertConfig) -> int:
     """Width of what the adapters' context is the mean of: clip features, else visual words."""
     if config.visual_input == "words":
@@ -432,8 +438,7 @@ class VideoBertModel(VideoBertPreTrainedModel):
                 content = (self.visual_embeddings.words(visual_words) if visual_features is None
                            or self.config.visual_input == "words" else visual_features)
                 shown = visual_mask if visual_masked is None else visual_mask & ~visual_masked
-                weight = shown[..., None].to(content.dtype)
-                context = self.context((content * weight).sum(1) / weight.sum(1).clamp(min=1))
+                context = self.context(_masked_mean(content, shown))
             positions = torch.arange(clips, device=device).expand(batch, clips)
             video = self.visual_embeddings(visual_features, visual_words, positions,
                                            visual_masked)
@@ -469,8 +474,17 @@ class VideoBertModel(VideoBertPreTrainedModel):
         hidden = self(input_ids, attention_mask, adapted=False).last_hidden_state
         if self.config.text_pooling == "cls":
             return F.normalize(hidden[:, 0], dim=-1)
-        weight = attention_mask[..., None].to(hidden.dtype)
-        return F.normalize((hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9), dim=-1)
+        return F.normalize(_masked_mean(hidden, attention_mask), dim=-1)
+
+    def in_space(self, clip_features: Tensor, space: str) -> Tensor:
+        """What visual words are made of: clip features (..., Dv) in a vocabulary's space.
+
+        Args:
+            space: "features", as the model reads them, or "embeddings", in the shared space.
+        """
+        if space == "embeddings":
+            return self.embed_clips(clip_features)
+        return self.standardise(clip_features)
 
     def embed_clips(self, clip_features: Tensor) -> Tensor:
         """Clip features (..., Dv) into the shared space: (..., D) unit vectors."""
@@ -549,19 +563,14 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
             encoded = self.videobert(input_ids, attention_mask, visual_features, visual_words,
                                      visual_mask, visual_masked)
             # Logits only where a word is predicted: the vocabulary is the dear part.
-            if labels is not None:
-                chosen = labels != -100
-                word_logits = self.word_head(encoded.text_hidden[chosen])
-                losses["words"] = _cross_entropy(word_logits, labels[chosen])
-            elif caption_ids is None:
-                word_logits = self.word_head(encoded.text_hidden)
-            if self.visual_word_head is not None and encoded.visual_hidden is not None:
-                if visual_labels is not None:
-                    chosen = visual_labels != -100
-                    visual_logits = self.visual_word_head(encoded.visual_hidden[chosen])
-                    losses["visual_words"] = _cross_entropy(visual_logits, visual_labels[chosen])
-                elif caption_ids is None:
-                    visual_logits = self.visual_word_head(encoded.visual_hidden)
+            if labels is not None or caption_ids is None:
+                word_logits, loss = self.word_head.predict(encoded.text_hidden, labels)
+                losses |= {"words": loss} if loss is not None else {}
+            if self.visual_word_head is not None and encoded.visual_hidden is not None and (
+                    visual_labels is not None or caption_ids is None):
+                visual_logits, loss = self.visual_word_head.predict(encoded.visual_hidden,
+                                                                    visual_labels)
+                losses |= {"visual_words": loss} if loss is not None else {}
             if encoded.visual_hidden is not None:
                 alignment = self._alignment(encoded)
             if alignment_labels is not None:
@@ -602,12 +611,9 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
         assert video is not None
         assert encoded.attention_mask is not None
         length = text.shape[1]
-        means = []
-        for part, mask in ((text, encoded.attention_mask[:, :length]),
-                           (video, encoded.attention_mask[:, length:-1])):
-            weight = mask[..., None].to(part.dtype)
-            means.append((part * weight).sum(1) / weight.sum(1).clamp(min=1))
-        return self.alignment_head(means[0] * means[1]).squeeze(-1)
+        words = _masked_mean(text, encoded.attention_mask[:, :length])
+        clips = _masked_mean(video, encoded.attention_mask[:, length:-1])
+        return self.alignment_head(words * clips).squeeze(-1)
 
     def _contrast(self, text_ids: Tensor, text_mask: Tensor | None, features: Tensor,
                   visual_mask: Tensor | None) -> Tensor:
@@ -634,6 +640,15 @@ class PredictionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.norm(self.activation(self.dense(x))))
+
+    def predict(self, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits of (B, N, H) hidden states; with labels (B, N), those of labelled places alone,
+        and their loss."""
+        if labels is None:
+            return self(hidden), None
+        chosen = labels != -100
+        logits = self(hidden[chosen])
+        return logits, _cross_entropy(logits, labels[chosen])
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,12 +7,10 @@ makes 20,736 words.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vbkit.errors import ModelError
+from vbkit.files import renamed
 from vbkit.model.kmeans import (
     LloydState,
     cluster_sums,
@@ -751,15 +750,11 @@ def _block(width: int) -> int:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                  temporary, metadata=metadata)
-        os.replace(temporary, path)
+        with renamed(path) as temporary:
+            save_file({name: tensor.detach().cpu().contiguous()
+                       for name, tensor in tensors.items()}, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise ModelError(f"{path} cannot be written: {error}; free some space, or name another "
                          "folder") from error
 

@@ -20,9 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vbkit.errors import CorpusError
+from vbkit.files import renamed
 from vbkit.store.lock import FolderLock
 
 if TYPE_CHECKING:
@@ -412,7 +411,7 @@ class CorpusWriter:
         for name, lengths in self.lengths.items():
             tensors[f"{name}_offsets"] = np.cumsum([0, *lengths], dtype=np.int64)
         stem = f"shard-{self.shards:05d}"
-        with _said(self.out), _renamed(self.out / f"{stem}.safetensors") as path:
+        with _said(self.out), renamed(self.out / f"{stem}.safetensors") as path:
             save_file(tensors, path, metadata={"format": "np"})
         self._write_index(self.out / f"{stem}.parquet")
         self.shards += 1
@@ -424,7 +423,7 @@ class CorpusWriter:
         import pyarrow.parquet as pq
 
         table = pa.table({name: pa.array(values) for name, values in self.rows.items()})
-        with _said(self.out), _renamed(path) as temporary:
+        with _said(self.out), renamed(path) as temporary:
             pq.write_table(table, temporary)
 
     def _write_info(self, complete: bool) -> None:
@@ -433,7 +432,7 @@ class CorpusWriter:
             skipped_examples=tuple(self.skipped[:_LISTED]),
             **{name: self.counts[name] for name in (
                 "items", "clips", "segments", "captions", "word_pieces", "unaligned")})
-        with _said(self.out), _renamed(self.out / "corpus.json") as path:
+        with _said(self.out), renamed(self.out / "corpus.json") as path:
             path.write_text(json.dumps(asdict(self.info), indent=2) + "\n")
 
     def close(self) -> None:
@@ -486,18 +485,6 @@ def _replaced(info: CorpusInfo, **changes: Any) -> CorpusInfo:
     import dataclasses
 
     return dataclasses.replace(info, **changes)
-
-
-@contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A temporary name for a file, which gets its own once it is whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ from transformers import (
 
 from vbkit.engine.bundle import Bundle, choose_device, find_model
 from vbkit.errors import CorpusError, ModelError, TrainingError, UsageError
+from vbkit.files import renamed
 from vbkit.model import VideoBertConfig, VideoBertProcessor
 from vbkit.model.modeling import VideoBertForPreTraining, bert_to_videobert
 from vbkit.model.processing import VIDEO_TOKEN
@@ -414,9 +415,7 @@ def _vocabulary(config: PretrainConfig, start: Start) -> VisualVocabulary | None
     if source is None or config.model_config.get("visual_vocab_size") == 0:
         return None
     vocabulary = VisualVocabulary.load(source, backbone=start.backbone or None)
-    model = start.model.config
-    vocabulary.check(feature_size=model.visual_feature_size if vocabulary.space == "features"
-                     else model.shared_size)
+    vocabulary.check(feature_size=start.model.config.space_size(vocabulary.space))
     if vocabulary.space == "embeddings":
         made_by = [name for name in ("videobert.clip_projection", "videobert.reduction")
                    if any(each.startswith(name) for each, _ in start.model.named_parameters())]
@@ -464,10 +463,7 @@ def assign_words(corpus: Corpus, vocabulary: VisualVocabulary,
             features = torch.from_numpy(corpus.tensors(shard)["clip_features"])
             words = []
             for rows in features.split(4096):
-                if vocabulary.space == "embeddings":
-                    made = encoder.embed_clips(rows.float())
-                else:
-                    made = encoder.standardise(rows.float())
+                made = encoder.in_space(rows.float(), vocabulary.space)
                 words.append(vocabulary.assign(made).to(torch.int32).numpy())
             out.append(np.concatenate([np.zeros(0, np.int32), *words]))
     return out
@@ -979,9 +975,8 @@ def save_bundle(plan: Plan, model: VideoBertForPreTraining, out: Path) -> None:
             plan.vocabulary.save(out)
         plan.start.processor.save_pretrained(out)
         (out / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        temporary = out / ".model.safetensors.tmp"
-        save_file(state, temporary, metadata={"format": "pt"})
-        temporary.replace(out / "model.safetensors")
+        with renamed(out / "model.safetensors") as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"cannot write the model to {out}: {error}; the last checkpoint is in "
                             f"{out / 'checkpoints'}: free some space, and go on with --resume"
