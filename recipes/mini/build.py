@@ -27,6 +27,7 @@ import csv
 import gzip
 import json
 import math
+import random
 import re
 import shutil
 import tempfile
@@ -62,16 +63,20 @@ BACKBONE = {
     "fit": "squash",
 }
 HELD_OUT, HELD_OUT_CLIPS = 300, 20
-"""Training images, and captioned clips, that pretraining is watched on and does not learn from."""
+"""Training images, and captioned clips, that training is watched on and does not learn from."""
 NEGATIVE_SHARE = 0.2
-VIEWS = ("squash", "flip")
+CROPS = tuple(f"random{number}" for number in range(6))
+VIEWS = ("squash", "flip", *CROPS)
+"""How a training picture is seen: whole, mirrored, and in random parts."""
+CLASS_VIEWS = ("squash", "centre", "crop", *CROPS[:3])
 ENSEMBLE = 2
 CONFIG = {
     "visual_feature_size": 3840,
-    "visual_reduction_size": 512,
+    "visual_reduction_size": 384,
     "projection_hidden_size": 1024,
     "adapter_size": 128,
     "adapter_context_size": 128,
+    "visual_dropout_prob": 0.2,
 }
 
 
@@ -82,14 +87,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k/ and more")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is in between")
     parser.add_argument("--out", type=Path, required=True, help="the bundle")
-    parser.add_argument("--joint-steps", type=int, default=600)
-    parser.add_argument("--caption-steps", type=int, default=1600)
+    parser.add_argument("--previous", type=Path, help="an earlier form of mini to go on from")
+    parser.add_argument("--joint-steps", type=int, default=4000)
+    parser.add_argument("--caption-steps", type=int, default=3000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     numbers = stage_backbone(args.efficientnet, args.data, args.work)
     stage_features(args.minilm, args.data, args.work)
     stage_projection(args.work, args.data)
-    start = stage_start(args.minilm, args.data, args.work)
+    start = stage_start(args.minilm, args.data, args.work, args.previous)
     stage_vocabulary(start, args.data, args.work)
     stage_corpus(start, args.data, args.work)
     joint = stage_pretrain(start, args.work, args.joint_steps)
@@ -130,10 +136,20 @@ def load_picture(path: Path, view: str) -> Tensor:
     """(H, W, 3) uint8 square.
 
     `squash` as the engine does it, `flip` mirrored, `crop` the largest square in the middle,
-    `centre` a square of seven eighths of that.
+    `centre` a square of seven eighths of that, `randomN` a part of 40 % to 100 % of the area, of
+    about the picture's shape and mirrored half the time, the same at each call.
     """
     image = Image.open(path).convert("RGB")
-    if view in ("centre", "crop"):
+    if view.startswith("random"):
+        rng = random.Random(f"{path.name} {view}")
+        area, shape = rng.uniform(0.4, 1.0), math.exp(rng.uniform(-0.25, 0.25))
+        width = min(1.0, math.sqrt(area * shape)) * image.width
+        height = min(1.0, math.sqrt(area / shape)) * image.height
+        left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+        image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC,
+                             box=(left, top, left + width, top + height))
+        view = rng.choice(("squash", "flip"))
+    elif view in ("centre", "crop"):
         scale = (256 if view == "centre" else IMAGE_SIZE) / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)),
                              Image.Resampling.BICUBIC)
@@ -206,8 +222,8 @@ def stage_features(minilm: Path, data: Path, work: Path) -> None:
     flickr = [data / "flickr8k" / "images" / name for name in names]
     imagenet, classes = imagenet_files(data)
     out: dict[str, Tensor] = {}
-    jobs = {"flickr_squash": flickr, "flickr_flip": flickr,
-            "imagenet_squash": imagenet, "imagenet_centre": imagenet, "imagenet_crop": imagenet}
+    jobs = {f"flickr_{view}": flickr for view in VIEWS} | {
+        f"imagenet_{view}": imagenet for view in CLASS_VIEWS}
     for name, files in jobs.items():
         started, rows = time.time(), []
         for start in range(0, len(files), 64):
@@ -293,8 +309,7 @@ def train_projection(
     features: dict[str, Tensor],
     data: Path,
     seed: int,
-    held_out: int = 0,
-    epochs: int = 40,
+    epochs: int = 60,
     batch: int = 1024,
     learning_rate: float = 1e-3,
     dropout: float = 0.5,
@@ -302,15 +317,12 @@ def train_projection(
 ) -> dict[str, Tensor]:
     """Train a `clip_projection` towards captions as the text tower embeds them.
 
-    The text tower is frozen, so its embeddings are computed once. The last `held_out` training
-    images are left out, for tuning.
+    The text tower is frozen, so its embeddings are computed once.
     """
     _, splits, _, of_image = read_flickr(data)
-    shuffled = torch.randperm(len(splits["train"]), generator=torch.Generator().manual_seed(0))
-    train = torch.tensor(splits["train"])[shuffled]
-    train = train[: len(train) - held_out]
+    train = torch.tensor(splits["train"][HELD_OUT:])
     views = torch.stack([features[f"flickr_{view}"] for view in VIEWS]).float()
-    classes = torch.stack([features[f"imagenet_{v}"] for v in ("squash", "centre", "crop")]).float()
+    classes = torch.stack([features[f"imagenet_{view}"] for view in CLASS_VIEWS]).float()
     texts, class_texts = features["flickr_text"].float(), features["imagenet_text"].float()
     captions = torch.tensor([of_image[int(i)][:5] for i in train])
 
@@ -341,12 +353,12 @@ def train_projection(
         order, total = torch.randperm(len(train)), 0.0
         for start in range(0, len(train), batch):
             rows = order[start:start + batch]
-            view = torch.randint(0, 2, (len(rows),))
+            view = torch.randint(0, len(VIEWS), (len(rows),))
             chosen = captions[rows, torch.randint(0, 5, (len(rows),))]
             loss = contrast(views[view, train[rows]], texts[chosen])
             total += float(loss.detach()) * len(rows)
             index = torch.arange(len(class_texts))
-            view = torch.randint(0, 3, index.shape)
+            view = torch.randint(0, len(CLASS_VIEWS), index.shape)
             loss = loss + imagenet_weight * contrast(classes[view, index], class_texts)
             optimizer.zero_grad()
             loss.backward()
@@ -393,8 +405,11 @@ def reduced(members: list[dict[str, Tensor]], pictures: Tensor, width: int) -> d
     }
 
 
-def stage_start(minilm: Path, data: Path, work: Path) -> Path:
-    """The bundle that pretraining starts from: MiniLM, the clip projection, a decoder at random."""
+def stage_start(minilm: Path, data: Path, work: Path, previous: Path | None = None) -> Path:
+    """The bundle that pretraining starts from: MiniLM, the clip projection, a decoder at random.
+
+    With an earlier form of `mini`, its adapters, heads and decoder in their place.
+    """
     out = work / "start"
     if (out / "model.safetensors").exists():
         return out
@@ -421,8 +436,10 @@ def stage_start(minilm: Path, data: Path, work: Path) -> Path:
     with torch.no_grad():
         model.word_head.decoder.bias.copy_((frequency + 0.01).log() - frequency.sum().log())
         model.decoder.bias.copy_(model.word_head.decoder.bias[words])
-        start_visual_input(model.videobert, features["flickr_squash"].float(), splits["train"],
-                           ids, of_image, frequency)
+        start_visual_input(model.videobert, features["flickr_squash"].float(),
+                           splits["train"][HELD_OUT:], ids, of_image, frequency)
+    if previous is not None:
+        take_over(model, previous, features["flickr_squash"][splits["train"][HELD_OUT:]].float())
     out.mkdir(exist_ok=True)
     processor.save_pretrained(out)
     (out / "config.json").write_text(json.dumps(
@@ -435,6 +452,24 @@ def stage_start(minilm: Path, data: Path, work: Path) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()
                if name != "word_head.decoder.weight"}, out / "model.safetensors")
     return out
+
+
+@torch.no_grad()
+def take_over(model: VideoBertForPreTraining, previous: Path, pictures: Tensor,
+              ridge: float = 100.0) -> None:
+    """What an earlier form learnt, its maps of reduced features by least squares on `pictures`."""
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor
+             for name, tensor in load_file(previous / "model.safetensors").items()}
+    then = VideoBertForPreTraining(VideoBertConfig.from_pretrained(previous))
+    then.load_state_dict(state, strict=False)
+    before, now = then.videobert.reduce(pictures), model.videobert.reduce(pictures)
+    bridge = torch.linalg.solve(now.T @ now + ridge * torch.eye(now.shape[1]), now.T @ before).T
+    read = ("videobert.visual_embeddings.features.weight", "videobert.context.weight")
+    kept = ("videobert.feature_", "videobert.reduction", "videobert.clip_projection",
+            "logit_scale", "visual_word_head")
+    model.load_state_dict(
+        {name: tensor @ bridge if name in read else tensor for name, tensor in state.items()
+         if not name.startswith(kept)}, strict=False)
 
 
 def stage_vocabulary(start: Path, data: Path, work: Path) -> None:
@@ -464,7 +499,7 @@ def stage_corpus(start: Path, data: Path, work: Path) -> None:
         features = load_file(work / "features.safetensors")
         names, splits, captions, of_image = read_flickr(data)
         for place, image in enumerate(splits["train"]):
-            views = torch.stack([features["flickr_squash"][image], features["flickr_flip"][image]])
+            views = torch.stack([features[f"flickr_{view}"][image] for view in VIEWS])
             yield CorpusItem(names[image], clip_features=wide(views[:, None]),
                              captions=[captions[i] for i in of_image[image]],
                              split="val" if place < HELD_OUT else "train")
@@ -510,10 +545,9 @@ def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
     parts = ("attention.", "attention_norm", "mlp_in", "mlp_out", "mlp_norm")
     config = PretrainConfig(
         corpus=str(work / "corpus"), model=str(start), vocabulary=str(work / "vocabulary"),
-        model_config={"adapter_context_size": CONFIG["adapter_context_size"]},
-        mixture={"joint": 8, "text": 1, "video": 0.3, "caption": 3},
-        batch_size=128, batch_sizes={"video": 32},
-        examples=ExampleOptions(max_text_tokens=24, max_caption_tokens=32, mask_rate=(0.2, 0.8),
+        mixture={"joint": 8, "text": 0.5, "video": 0.2, "caption": 3},
+        batch_size=128, batch_sizes={"video": 32}, precision="bfloat16",
+        examples=ExampleOptions(max_text_tokens=24, max_caption_tokens=32, mask_rate=(0.3, 1.0),
                                 negative_share=NEGATIVE_SHARE, join=0.0, max_clips=16,
                                 visual_mask_rate=(0.0, 0.5)),
         loss_weights={"visual_words": 0.2, "alignment": 0.5},
@@ -521,7 +555,7 @@ def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
         frozen=("videobert.text_embeddings", "videobert.reduction", "videobert.clip_projection",
                 "logit_scale",
                 *(f"videobert.layers.{n}.{part}" for n in range(layers) for part in parts)),
-        log_every=25, eval_every=200, eval_batches=4, save_every=200, keep_checkpoints=1)
+        log_every=50, eval_every=500, eval_batches=8, save_every=500, keep_checkpoints=1)
     if not (out / "model.safetensors").exists():
         pretrain(config, out, device="cpu", resume=(out / "checkpoints").exists(),
                  logged=lambda numbers: print(json.dumps(dict(numbers)), flush=True))

@@ -12,10 +12,10 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["bleu", "caption_scores", "cider", "meteor", "rouge_l", "tokenize"]
+__all__ = ["Cider", "bleu", "caption_scores", "cider", "meteor", "rouge_l", "tokenize"]
 
 _TOKEN = re.compile(
     r"(?:[a-z]\.){2,}"  # u.s.
@@ -139,36 +139,60 @@ def cider(candidates: Sequence[Sequence[str]],
           references: Sequence[Sequence[Sequence[str]]]) -> float:
     """CIDEr as coco-caption reports it, 0–10; published figures like "0.50" are on this scale.
 
-    That is CIDEr-D (Vedantam et al., CVPR 2015, section 7) without stemming: the cosine of tf-idf
-    vectors of 1- to 4-grams, candidate counts clipped to the reference's, a Gaussian of width 6 on
-    the difference in length, mean over n and references, times 10. The document frequencies are
-    those of the references given here, so the number depends on the set, and with one candidate
-    alone it is 0.
+    The mean of `Cider` with the document frequencies of the references given here, so the number
+    depends on the set, and with one candidate alone it is 0.
     """
-    counts = [[_ngrams(text) for text in texts] for texts in references]
-    frequency: Counter[tuple[str, ...]] = Counter()
-    for texts in counts:
-        frequency.update({ngram for text in texts for ngram in text})
-    log_total = math.log(len(references))
-    idf = {ngram: log_total - math.log(count) for ngram, count in frequency.items()}
-    total = 0.0
-    for words, texts in zip(candidates, counts, strict=True):
-        written = _TfIdf(_ngrams(words), idf, log_total)
-        total += sum(written.similarity(_TfIdf(text, idf, log_total)) for text in texts
-                     ) / len(texts)
-    return 10 * total / len(candidates)
+    scorer = Cider(references)
+    return sum(scorer.score(words, scorer.prepare(texts)) for words, texts in zip(
+        candidates, references, strict=True)) / len(candidates)
 
 
-def _ngrams(words: Sequence[str]) -> Counter[tuple[str, ...]]:
+class Cider:
+    """CIDEr-D (Vedantam et al., CVPR 2015, section 7) of single captions, without stemming.
+
+    The cosine of tf-idf vectors of 1- to 4-grams, candidate counts clipped to the reference's, a
+    Gaussian of width 6 on the difference in length, mean over n and references, times 10.
+
+    Args:
+        documents: the true captions of each video, as lists of words or word pieces, by which
+            n-grams are weighted.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[Sequence[Hashable]]]) -> None:
+        frequency: Counter[tuple[Hashable, ...]] = Counter()
+        for texts in documents:
+            frequency.update({ngram for text in texts for ngram in _ngrams(text)})
+        self._unseen = math.log(len(documents))
+        self._idf = {ngram: self._unseen - math.log(count) for ngram, count in frequency.items()}
+
+    def prepare(self, references: Sequence[Sequence[Hashable]]) -> list[_TfIdf]:
+        """True captions of one video, weighted once for any number of candidates."""
+        return [self._weighted(text) for text in references]
+
+    def score(self, candidate: Sequence[Hashable], references: Sequence[_TfIdf]) -> float:
+        """0–10.
+
+        Args:
+            candidate: words or word pieces.
+            references: from `prepare`.
+        """
+        written = self._weighted(candidate)
+        return 10 * sum(map(written.similarity, references)) / len(references)
+
+    def _weighted(self, words: Sequence[Hashable]) -> _TfIdf:
+        return _TfIdf(_ngrams(words), self._idf, self._unseen)
+
+
+def _ngrams(words: Sequence[Hashable]) -> Counter[tuple[Hashable, ...]]:
     return Counter(tuple(words[i : i + n]) for n in _ORDERS for i in range(len(words) - n + 1))
 
 
 class _TfIdf:
     """The weighted n-grams of one caption."""
 
-    def __init__(self, counts: Counter[tuple[str, ...]], idf: Mapping[tuple[str, ...], float],
-                 unseen: float) -> None:
-        self.weights: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in _ORDERS)
+    def __init__(self, counts: Counter[tuple[Hashable, ...]],
+                 idf: Mapping[tuple[Hashable, ...], float], unseen: float) -> None:
+        self.weights: tuple[dict[tuple[Hashable, ...], float], ...] = tuple({} for _ in _ORDERS)
         self.length = 0  # in bigrams, as there
         for ngram, count in counts.items():
             self.weights[len(ngram) - 1][ngram] = count * idf.get(ngram, unseen)

@@ -26,6 +26,8 @@ class VideoBertConfig(PretrainedConfig):
             model trained on still pictures leaves them to the heads.
         visual_reduction_size: width of a linear map that those features go through first, shared by
             the clip projection and the encoder's visual input; 0 for none.
+        visual_dropout_prob: of those (reduced) features where the joint encoder reads them, in
+            training: pictures are fewer than sentences, and are learnt by heart sooner.
         visual_vocab_size: number of visual words; 0 for none.
         visual_input: what a clip's input vector is made of: "features" (projected), "words"
             (the visual word's embedding, as in Sun et al., ICCV 2019) or "both" (their sum).
@@ -77,6 +79,7 @@ class VideoBertConfig(PretrainedConfig):
         position_encoding: str = "learned",
         visual_feature_size: int = 1280,
         visual_reduction_size: int = 0,
+        visual_dropout_prob: float = 0.0,
         visual_vocab_size: int = 0,
         visual_input: str = "features",
         max_visual_positions: int = 64,
@@ -115,6 +118,7 @@ class VideoBertConfig(PretrainedConfig):
         self.position_encoding = position_encoding
         self.visual_feature_size = visual_feature_size
         self.visual_reduction_size = visual_reduction_size
+        self.visual_dropout_prob = visual_dropout_prob
         self.visual_vocab_size = visual_vocab_size
         self.visual_input = visual_input
         self.max_visual_positions = max_visual_positions

@@ -164,13 +164,23 @@ class Decoder(nn.Module):
         full[..., self.shortlist] = scores
         return full
 
-    def loss(self, words: nn.Embedding, ids: Tensor, memory: Tensor,
-             memory_mask: Tensor | None) -> Tensor:
+    def loss(self, words: nn.Embedding, ids: Tensor, memory: Tensor, memory_mask: Tensor | None,
+             weights: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of each word piece after those before it; padding does not count.
+
+        Args:
+            words, memory, memory_mask: as in `forward`.
+            ids: (B * S, K) `[CLS] text [SEP]`, padded; S texts for each of the B sequences.
+            weights: (B * S,) what each text's part of the mean is multiplied by; 1 by default.
 
         Raises:
             ValueError: a text has a word piece that is not on the shortlist.
         """
+        several = len(ids) // max(1, len(memory))
+        if several > 1:
+            memory = memory.repeat_interleave(several, 0)
+            memory_mask = (None if memory_mask is None
+                           else memory_mask.repeat_interleave(several, 0))
         hidden = self(words, ids[:, :-1], memory, memory_mask)
         chosen = ids[:, 1:] != self.config.pad_token_id
         targets = ids[:, 1:][chosen]
@@ -180,7 +190,11 @@ class Decoder(nn.Module):
                 raise ValueError("a caption has word pieces that are not on the decoder's "
                                  "shortlist; drop them, or make the shortlist longer")
             targets = place
-        return F.cross_entropy(self.scores(words, hidden[chosen]).float(), targets)
+        scores = self.scores(words, hidden[chosen]).float()
+        if weights is None:
+            return F.cross_entropy(scores, targets)
+        each = F.cross_entropy(scores, targets, reduction="none")
+        return (each * weights[:, None].expand(chosen.shape)[chosen]).mean()
 
     def extra_repr(self) -> str:
         return f"shortlist={len(self.shortlist)}"

@@ -433,7 +433,8 @@ class VideoBertModel(VideoBertPreTrainedModel):
                 visual_mask = torch.ones(batch, clips, device=device)
             visual_mask = visual_mask.bool()
             if visual_features is not None:
-                visual_features = self.reduce(visual_features)
+                visual_features = F.dropout(self.reduce(visual_features),
+                                            self.config.visual_dropout_prob, self.training)
             if self.context is not None:
                 content = (self.visual_embeddings.words(visual_words) if visual_features is None
                            or self.config.visual_input == "words" else visual_features)
@@ -535,6 +536,7 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
         text_ids: Tensor | None = None,
         text_mask: Tensor | None = None,
         caption_ids: Tensor | None = None,
+        caption_weights: Tensor | None = None,
         loss_weights: Mapping[str, float] | None = None,
         return_dict: bool = True,
     ) -> VideoBertForPreTrainingOutput | tuple[Any, ...]:
@@ -548,7 +550,8 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
             text_ids, text_mask: (B, T), whole texts `[CLS] text [SEP]`, to be told apart by this
                 batch's videos, and the videos by them.
             caption_ids: (B, K) `[CLS] caption [SEP]`, padded, to be written from this batch's
-                videos.
+                videos; or (B * S, K), S captions for each video in turn.
+            caption_weights: what each caption's part of the loss is multiplied by.
             loss_weights: of "words", "visual_words", "alignment", "contrast" and "caption"; 1
                 where it says nothing.
             The other arguments are `VideoBertModel.forward`'s.
@@ -587,7 +590,7 @@ class VideoBertForPreTraining(VideoBertPreTrainedModel):
                 raise ValueError("captions need input_ids and a decoder (num_decoder_layers)")
             losses["caption"] = self.decoder.loss(
                 self.videobert.text_embeddings.words, caption_ids, encoded.last_hidden_state,
-                encoded.attention_mask)
+                encoded.attention_mask, caption_weights)
         weights = loss_weights or {}
         output = VideoBertForPreTrainingOutput(
             loss=torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]

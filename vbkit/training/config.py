@@ -17,8 +17,8 @@ from vbkit.options import close_matches
 __all__ = ["CONFIG_FILE", "DEFAULT_MIXTURE", "KINDS", "LOSSES", "ExampleOptions", "PretrainConfig"]
 
 CONFIG_FILE = "pretrain.json"
-KINDS = ("joint", "text", "video", "contrast", "caption")
-LOSSES = ("words", "visual_words", "alignment", "contrast", "caption")
+KINDS = ("joint", "text", "video", "contrast", "caption", "reward")
+LOSSES = ("words", "visual_words", "alignment", "contrast", "caption", "reward")
 DEFAULT_MIXTURE: Mapping[str, float] = {"joint": 2, "text": 1, "video": 1, "contrast": 2,
                                         "caption": 2}
 
@@ -101,11 +101,13 @@ class PretrainConfig:
         vocabulary: folder of a visual vocabulary; None takes the model's own, if it has one.
         mixture: how often each kind of batch is, relative to the others; empty for the default,
             2 joint, 1 text, 1 video, 2 contrast, 2 caption, of those that corpus and model allow.
+            "reward" is for a decoder that can write already.
         batch_size: examples of a batch.
         batch_sizes: of single kinds, where they differ.
         examples: how examples are made.
-        loss_weights: of "words", "visual_words", "alignment", "contrast" and "caption"; 1 where it
-            says nothing.
+        loss_weights: of "words", "visual_words", "alignment", "contrast", "caption" and "reward";
+            1 where it says nothing.
+        samples: captions that are drawn for each video of a reward batch, at least 2.
         steps: optimizer steps.
         epochs: used where `steps` is None: an epoch ends when every kind of batch has gone through
             all it has.
@@ -145,6 +147,7 @@ class PretrainConfig:
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     examples: ExampleOptions = field(default_factory=ExampleOptions)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 5
     steps: int | None = None
     epochs: float = 1.0
     learning_rate: float = 1e-4
@@ -185,6 +188,7 @@ class PretrainConfig:
         for name in ("log_every", "eval_every", "save_every", "patience", "workers", "seed",
                      "weight_decay", "warmup", "max_grad_norm", "learning_rate"):
             self._at_least(name, 0)
+        self._at_least("samples", 2)
         if self.steps is not None:
             self._at_least("steps", 1)
         if not self.epochs > 0:

@@ -11,6 +11,7 @@ sentence, a stretch of video, a caption) in an order that is drawn anew each epo
 | video | `[CLS] [>]` and clips | hidden clips' visual words |
 | contrast | none; `text_ids` and clips | which text is of which video |
 | caption | `[CLS] [>]` and clips | the caption, word by word |
+| reward | `[CLS] [>]` and clips | captions near to all true ones, whatever their words |
 
 Sentences, neighbours joined at random, and clips subsampled by a random step are Sun et al., ICCV
 2019, sections 3.2 and 4.2; masking is Devlin et al., 2019, section 3.1.
@@ -40,7 +41,8 @@ Kind = str
 """One of `KINDS`."""
 Batch = dict[str, Any]
 """Tensors by the names of `VideoBertForPreTraining.forward`'s arguments; also its `kind`, the `ids`
-of the items that it was made of, and `counts`, how many predictions each loss is the mean of."""
+of the items that it was made of, and `counts`, how many predictions each loss is the mean of. A
+reward batch has `references`, the word pieces of every true caption of each video."""
 
 NOTHING = -100
 _POOL = 16  # batches that are drawn together and sorted by length, so that little is padding
@@ -315,6 +317,10 @@ class BatchStream:
                  rng: np.random.Generator) -> _Example:
         return self._whole(units, unit, rng)
 
+    def _reward(self, units: Units, unit: int, length: int,
+                rng: np.random.Generator) -> _Example:
+        return self._whole(units, unit, rng)
+
     def _whole(self, units: Units, unit: int, rng: np.random.Generator) -> _Example:
         """A text as it is, with its clips."""
         item, number = int(units.item[unit]), int(units.number[unit])
@@ -413,8 +419,11 @@ class BatchStream:
         ids, mask = _padded([example.text for example in examples], self.tokens.pad)
         if kind == "contrast":
             batch |= {"text_ids": ids, "text_mask": mask}
-        elif kind == "caption":
-            batch["caption_ids"] = ids
+        elif kind in ("caption", "reward"):
+            if kind == "caption":
+                batch["caption_ids"] = ids
+            else:
+                batch["references"] = [self.references(e.item) for e in examples]
             start = torch.tensor([self.tokens.cls, self.tokens.video])
             batch["input_ids"] = start.expand(len(examples), 2).clone()
             batch["attention_mask"] = torch.ones(len(examples), 2, dtype=torch.long)
@@ -430,6 +439,11 @@ class BatchStream:
         batch["counts"] = {loss: count(batch[name]) for loss, name, count in _COUNTS
                            if name in batch}
         return batch
+
+    def references(self, item: int) -> list[list[int]]:
+        """Word pieces of all captions of an item, each with the `[SEP]` that ends it."""
+        return [[*self.corpus.text(item, "caption", number).tolist(), self.tokens.sep]
+                for number in range(self.corpus.row(item, "captions"))]
 
     def _visual(self, examples: list[_Example]) -> Batch:
         width = max(len(example.clips) for example in examples)
@@ -476,7 +490,7 @@ def _labelled(labels: torch.Tensor) -> int:
 
 _COUNTS = (("words", "labels", _labelled), ("visual_words", "visual_labels", _labelled),
            ("alignment", "alignment_labels", len), ("contrast", "text_ids", len),
-           ("caption", "caption_ids", len))
+           ("caption", "caption_ids", len), ("reward", "references", len))
 
 
 def make_units(corpus: Corpus, split: str, options: ExampleOptions,
@@ -487,7 +501,7 @@ def make_units(corpus: Corpus, split: str, options: ExampleOptions,
     A segment goes with the clips that it overlaps; one without times with all clips, where these
     fit into one sequence. A caption goes with all clips. A stretch of video begins every
     `max_clips` clips. Captions to be written fit into `max_caption_tokens`, and have no other word
-    pieces than `caption_words` says.
+    pieces than `caption_words` says. A reward's unit is a video with captions.
     """
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {kind: [] for kind in KINDS}
     columns = corpus.columns
@@ -515,8 +529,9 @@ def make_units(corpus: Corpus, split: str, options: ExampleOptions,
             paired = said & (shown > 0)
             written = paired & caption & (length <= options.max_caption_tokens - 2)
             whole = length + np.minimum(shown, options.max_clips)
+            rewarded = paired & caption & (number == 0)
             for kind, chosen in (("text", said), ("joint", paired), ("contrast", paired),
-                                 ("caption", written)):
+                                 ("caption", written), ("reward", rewarded)):
                 parts[kind].append((owner[chosen], caption[chosen], number[chosen],
                                     (length if kind == "text" else whole)[chosen]))
         several = clips > 1

@@ -46,6 +46,7 @@ from transformers import (
 
 from vbkit.engine.bundle import Bundle, choose_device, find_model
 from vbkit.errors import CorpusError, ModelError, TrainingError, UsageError
+from vbkit.evaluation.captions import Cider
 from vbkit.files import renamed
 from vbkit.model import VideoBertConfig, VideoBertProcessor
 from vbkit.model.modeling import VideoBertForPreTraining, bert_to_videobert
@@ -62,6 +63,7 @@ from vbkit.training.config import (
 )
 from vbkit.training.corpus import Corpus, tokenizer_key
 from vbkit.training.examples import NOTHING, Batch, BatchStream, SpecialTokens, make_units
+from vbkit.training.rewards import drawn_and_judged, written_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,6 +114,7 @@ class Plan:
         units, val_units: how many examples of each kind there are to train on, and to validate
             with; of the contrast, how many videos.
         steps: optimizer steps.
+        scorer: what captions are worth, or None where none are rewarded.
     """
 
     config: PretrainConfig
@@ -123,6 +126,7 @@ class Plan:
     units: dict[str, int]
     val_units: dict[str, int]
     steps: int
+    scorer: Cider | None = None
 
 
 @dataclass(frozen=True)
@@ -399,7 +403,9 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
     if val is None and config.patience:
         raise UsageError("patience needs validation items, and the corpus has none")
     steps = config.steps or _epoch_steps(train, config)
-    return Plan(config, start, corpus, vocabulary, train, val, counts, held, steps)
+    scorer = Cider([train.references(int(item)) for item in train.units("reward").item]
+                   ) if "reward" in train.kinds else None
+    return Plan(config, start, corpus, vocabulary, train, val, counts, held, steps, scorer)
 
 
 def _counted(corpus: Corpus, split: str, options: ExampleOptions,
@@ -506,6 +512,7 @@ def _mixture(config: PretrainConfig, counts: Mapping[str, int], model: VideoBert
         lacking["video"] = "it needs a visual vocabulary (vbkit vocab)"
     if not model.num_decoder_layers:
         lacking["caption"] = "the model has no decoder (model_config.num_decoder_layers)"
+        lacking["reward"] = lacking["caption"]
     if model.text_tower is not None:
         lacking["contrast"] = "the model leaves texts to a text tower"
     for kind in KINDS:
@@ -601,6 +608,14 @@ class _Trainer(Trainer):
         kind, ids, step, counts = map(inputs.pop, ("kind", "ids", "step", "counts"))
         # dropout, too, is a function of the batch's number
         torch.manual_seed(hash((self.plan.config.seed, step, self.args.process_index)) % 2**62)
+        references = inputs.pop("references", None)
+        worth = None
+        if references is not None:
+            assert self.plan.scorer is not None
+            config = self.plan.config
+            inputs["caption_ids"], inputs["caption_weights"], worth = drawn_and_judged(
+                self.accelerator.unwrap_model(model), inputs, references, self.plan.scorer,
+                samples=config.samples, length=config.examples.max_caption_tokens - 1)
         output = model(**inputs, loss_weights=self.plan.config.loss_weights)
         loss = output.loss
         if not bool(torch.isfinite(loss)):
@@ -614,7 +629,8 @@ class _Trainer(Trainer):
             raise UsageError(f"batches of kind {kind!r} reach no parameter that is trained: take "
                              "them out of the mixture, or freeze less")
         if self.plan.config.log_every:
-            for name, value in output.losses.items():
+            seen = output.losses if worth is None else {"reward": torch.tensor(-worth)}
+            for name, value in seen.items():
                 self._sums[name].append((value.detach(), counts[name]))
             self._tokens += _tokens(inputs)
         return (loss, output) if return_outputs else loss
@@ -664,9 +680,18 @@ class _Trainer(Trainer):
             for number in range(min(self.plan.config.eval_batches, stream.batches_per_epoch(kind))):
                 if number % stream.world != stream.rank:
                     continue
-                batch = self._prepare_inputs(stream.batch_of(kind, number))
+                batch = stream.batch_of(kind, number)
+                references = batch.pop("references", None)
+                batch = self._prepare_inputs(batch)
                 counts = batch.pop("counts")
                 del batch["kind"], batch["ids"]
+                if references is not None:
+                    assert self.plan.scorer is not None
+                    worth = written_reward(
+                        self.accelerator.unwrap_model(model), batch, references, self.plan.scorer,
+                        self.plan.config.examples.max_caption_tokens - 1)
+                    add(kind, -worth, 1)
+                    continue
                 with self.compute_loss_context_manager():
                     output = model(**batch, loss_weights=self.plan.config.loss_weights)
                 add(kind, float(output.loss), 1)
