@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_files import (
     MINI,
     SENTENCES,
@@ -318,6 +318,27 @@ def test_what_was_made_for_another_model_is_refused(folder: Path, words, tmp_pat
         tmp_path / "vocabulary")
     with pytest.raises(ModelError, match="one of 6 embeddings"):
         make_plan(configured(folder, vocabulary=str(tmp_path / "vocabulary")))
+
+
+def test_new_visual_words_begin_where_their_centroids_are(folder: Path, tmp_path: Path) -> None:
+    config = configured(folder, steps=1, eval_every=0, learning_rate=0.0,
+                        model_config={"visual_input": "both", "visual_vocab_size": 5})
+    model = make_plan(config).start.model
+    centroids = VisualVocabulary.load(folder / "vocabulary").centroids
+    words = model.videobert.visual_embeddings.words.weight.detach()[: len(centroids)]
+    pairs = torch.triu_indices(len(words), len(words), 1)
+    apart = [torch.cdist(rows, rows)[pairs[0], pairs[1]].numpy() for rows in (centroids, words)]
+    assert np.corrcoef(*apart)[0, 1] > 0.5
+    spread = model.videobert.text_embeddings.words.weight.std()
+    assert float(words.std()) == pytest.approx(float(spread), rel=1e-3)
+    # one that was trained is not placed anew
+    trained = pretrain(config, tmp_path / "out", device="cpu").out
+    weights = load_file(trained / "model.safetensors")
+    name = "videobert.visual_embeddings.words.weight"
+    weights[name] += 1
+    save_file(weights, trained / "model.safetensors", metadata={"format": "pt"})
+    again = make_plan(config.replace(model=str(trained), vocabulary=None)).start.model
+    assert torch.equal(again.videobert.visual_embeddings.words.weight, weights[name])
 
 
 def test_a_vocabulary_of_another_backbone_is_refused(folder: Path, words, tmp_path: Path) -> None:

@@ -551,7 +551,7 @@ def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
                                 negative_share=NEGATIVE_SHARE, join=0.0, max_clips=16,
                                 visual_mask_rate=(0.0, 0.5)),
         loss_weights={"visual_words": 0.2, "alignment": 0.5},
-        steps=steps, learning_rate=1e-3, warmup=0.05, weight_decay=0.01,
+        steps=steps, learning_rate=3e-4, warmup=0.05, weight_decay=0.01,
         frozen=("videobert.text_embeddings", "videobert.reduction", "videobert.clip_projection",
                 "logit_scale",
                 *(f"videobert.layers.{n}.{part}" for n in range(layers) for part in parts)),

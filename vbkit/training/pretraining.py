@@ -79,6 +79,7 @@ _GIVEN = frozenset({"backbone", "clip_seconds", "text_tower", "vocab_size", "pad
 _FREE = frozenset({"log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints",
                    "workers", "save_dtype"})
 """What may change when a run is resumed: the losses do not depend on it."""
+VISUAL_WORDS = "videobert.visual_embeddings.words.weight"
 Logged = Callable[[Mapping[str, float]], None]
 
 
@@ -92,6 +93,7 @@ class Start:
         files: further files of the bundle, by name.
         backbone: key of the visual backbone; "" where there is none.
         notes: what an operator should know.
+        new: names of the tensors that start at random.
     """
 
     model: VideoBertForPreTraining
@@ -99,6 +101,7 @@ class Start:
     files: dict[str, Path]
     backbone: str = ""
     notes: list[str] = field(default_factory=list)
+    new: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -173,10 +176,11 @@ def start_from(config: PretrainConfig, manager: PluginManager | None = None,
     path = find_model(manager, config.model)
     settings = _settings(path)
     model = VideoBertForPreTraining(_configured(settings, config.model_config))
-    notes = _load(model, _weights(path / "model.safetensors"), config.model)
+    new = _load(model, _weights(path / "model.safetensors"))
     bundle = Bundle(manager, config.model, "cpu", precision)
     return Start(model, bundle.processor, _extra_files(path, settings),
-                 bundle.visual_key if settings.get("backbone") else "", notes)
+                 bundle.visual_key if settings.get("backbone") else "",
+                 _said_of(new, config.model), new)
 
 
 def _from_bert(config: PretrainConfig, manager: PluginManager, precision: str) -> Start:
@@ -232,12 +236,12 @@ def _from_bert(config: PretrainConfig, manager: PluginManager, precision: str) -
         # the same features, standardised as before: visual words stay what they are
         own |= {name: weights[name] for name in ("videobert.feature_mean", "videobert.feature_std")
                 if name in weights}
-    notes = _load(model, own, source)
+    new = _load(model, own)
     bundle = Bundle(manager, config.backbone, "cpu", precision)
     return Start(model, VideoBertProcessor(tokenizer, max_text_length=model.config.max_text_length),
                  {name: file for name, file in _extra_files(path, donor_settings).items()
                   if name != VOCABULARY_FILE},
-                 bundle.visual_key if donor.backbone else "", notes)
+                 bundle.visual_key if donor.backbone else "", _said_of(new, source), new)
 
 
 def videobert_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, int]:
@@ -314,16 +318,19 @@ def _configured(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Vide
         raise UsageError(f"model_config: {error}") from error
 
 
-def _load(model: VideoBertForPreTraining, state: Mapping[str, Tensor], source: str) -> list[str]:
-    """Fill a model with the weights that fit; notes on what starts at random."""
+def _load(model: VideoBertForPreTraining, state: Mapping[str, Tensor]) -> frozenset[str]:
+    """Fill a model with the weights that fit; the names of those that start at random."""
     wanted = model.state_dict()
     fitting = {name: tensor for name, tensor in state.items()
                if name in wanted and wanted[name].shape == tensor.shape}
     model.load_state_dict(fitting, strict=False)
     tied = {"word_head.decoder.weight"} if model.config.tie_word_embeddings else set()
-    missing = [name for name in wanted if name not in fitting and name not in tied]
+    return frozenset(name for name in wanted if name not in fitting and name not in tied)
+
+
+def _said_of(new: frozenset[str], source: str) -> list[str]:
     parts = sorted({".".join(name.split(".")[: 2 if name.startswith("videobert.") else 1])
-                    for name in missing})
+                    for name in new})
     return [f"{source} has no weights for {', '.join(parts)}: these start at random"] if parts \
         else []
 
@@ -372,6 +379,8 @@ def make_plan(config: PretrainConfig, manager: PluginManager | None = None, *, r
     start.files.pop(VOCABULARY_FILE, None)  # the chosen one is saved with the model
     if vocabulary is None:
         _standardise(start.model, corpus)
+    elif VISUAL_WORDS in start.new:
+        _place_visual_words(start.model, vocabulary, config.seed)
     model = start.model.config
     options = dataclasses.replace(
         config.examples,
@@ -457,6 +466,23 @@ def _standardise(model: VideoBertForPreTraining, corpus: Corpus) -> None:
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     encoder.feature_mean.copy_(mean)
     encoder.feature_std.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+
+
+@torch.no_grad()
+def _place_visual_words(model: VideoBertForPreTraining, vocabulary: VisualVocabulary,
+                        seed: int) -> None:
+    """New embeddings of visual words begin at their centroids, as in Sun et al., ICCV 2019.
+
+    In the paper both are of one width. Here a random projection makes them so, which keeps
+    distances (Johnson and Lindenstrauss, 1984), and their spread becomes that of word pieces.
+    """
+    centroids = vocabulary.centroids.cpu()
+    words = model.videobert.visual_embeddings.words.weight
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.randn(centroids.shape[1], words.shape[1], generator=generator)
+    placed = (centroids - centroids.mean(0)) @ projection
+    spread = model.videobert.text_embeddings.words.weight.std()
+    words[: len(placed)] = placed * (spread / placed.std().clamp(min=1e-6))
 
 
 def assign_words(corpus: Corpus, vocabulary: VisualVocabulary,
