@@ -16,7 +16,9 @@ _LAZY = {
     "BackboneSpec": "vbkit.specs",
     "Column": "vbkit.tables",
     "Engine": "vbkit.engine",
+    "Example": "vbkit.heads",
     "Features": "vbkit.features",
+    "FitOptions": "vbkit.heads",
     "FrameBatch": "vbkit.media.types",
     "Head": "vbkit.heads",
     "HeadContext": "vbkit.heads",
@@ -36,7 +38,9 @@ __all__ = [
     "BackboneSpec",
     "Column",
     "Engine",
+    "Example",
     "Features",
+    "FitOptions",
     "FrameBatch",
     "Head",
     "HeadContext",
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
     from vbkit.engine import Engine
     from vbkit.errors import VbkitError
     from vbkit.features import Features
-    from vbkit.heads import Head, HeadContext
+    from vbkit.heads import Example, FitOptions, Head, HeadContext
     from vbkit.hookspecs import hookimpl
     from vbkit.media.types import FrameBatch
     from vbkit.specs import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from vbkit.features import Features
 
-__all__ = ["HEAD_SETTINGS", "HEAD_WEIGHTS", "Head", "HeadContext", "load_head", "save_head"]
+__all__ = [
+    "HEAD_SETTINGS",
+    "HEAD_WEIGHTS",
+    "Example",
+    "FitOptions",
+    "Head",
+    "HeadContext",
+    "load_head",
+    "save_head",
+]
 
 HEAD_WEIGHTS = "head.safetensors"
 """File of a head's tensors, in its folder."""
@@ -55,6 +64,45 @@ class HeadContext:
     model_fingerprint: str = ""
 
 
+@dataclass(frozen=True)
+class Example:
+    """A video with what people say of it, for training and evaluation.
+
+    Args:
+        features: the outputs that the task's `needs` names.
+        rows: the label columns of every manifest row that names the video, in order; `question` is
+            among them, where a row has one.
+    """
+
+    features: Features
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def video_id(self) -> str:
+        return self.features.video_id
+
+    def label(self, column: str) -> Any:
+        """A column's value in the first row that has one; None where none has."""
+        return next((row[column] for row in self.rows if row.get(column) is not None), None)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a head is to be trained.
+
+    Args:
+        seed: everything drawn at random follows from it.
+        epochs: passes over the examples, at most; None leaves it to the head.
+        learning_rate: None leaves it to the head.
+        logged: called with named numbers as training goes on, `step` among them.
+    """
+
+    seed: int = 0
+    epochs: int | None = None
+    learning_rate: float | None = None
+    logged: Callable[[Mapping[str, float]], None] = lambda numbers: None
+
+
 class Head:
     """Base class of task heads.
 
@@ -80,6 +128,33 @@ class Head:
     def predict_batch(self, batch: Sequence[Features]) -> list[dict[str, pd.DataFrame]]:
         """Rows for several videos; by default one after the other."""
         return [self.predict(features) for features in batch]
+
+    def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
+        """Learn from examples, for a task with the capability `finetune`.
+
+        Called once, after `setup`, with gradients enabled; what was learnt is then saved by
+        `save_pretrained`. No video is in both lists.
+
+        Args:
+            train: what to learn from.
+            val: what to choose and to calibrate by.
+            options: how.
+
+        Raises:
+            ManifestError: the labels cannot be learnt from: the message says what to change.
+        """
+        raise ModelError(f"{type(self).__name__} cannot be trained")
+
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Metrics over examples, for a task with the capability `evaluate`.
+
+        Returns:
+            Numbers by name, in scikit-learn's manner (`f1_macro`); None for what is undefined.
+
+        Raises:
+            ManifestError: the labels cannot be compared with: the message says what to change.
+        """
+        raise ModelError(f"{type(self).__name__} cannot be evaluated")
 
     def teardown(self) -> None:
         """Release what `setup` took. Called once, also after an error."""

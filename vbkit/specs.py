@@ -111,6 +111,7 @@ class TaskSpec:
         options: a frozen data class; its fields become `-o name.field=value` and help text.
         capabilities: of `CAPABILITIES`.
         api: version of the hook interface that the task was written for.
+        labels: manifest columns of which a row needs one to be trained on or evaluated.
 
     Raises:
         PluginError: a value breaks one of these rules.
@@ -124,6 +125,7 @@ class TaskSpec:
     options: type = NoOptions
     capabilities: frozenset[str] = frozenset()
     api: int = API_VERSION
+    labels: tuple[str, ...] = ("label",)
 
     def __post_init__(self) -> None:
         _check_name("task", self.name)
@@ -135,6 +137,8 @@ class TaskSpec:
         object.__setattr__(self, "capabilities",
                            _names(self.name, "capabilities", self.capabilities))
         object.__setattr__(self, "tables", tuple(self.tables))
+        _names(self.name, "labels", self.labels)
+        object.__setattr__(self, "labels", tuple(self.labels))
         _one_line("task", self.name, self.summary)
         for kind, given, known in (("needs", self.needs, FEATURE_OUTPUTS),
                                    ("capabilities", self.capabilities, CAPABILITIES)):

@@ -97,4 +97,5 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         ),
         tables=(MODERATION, MODERATION_VIDEOS),
         options=ModerationOptions,
+        capabilities=frozenset({"evaluate"}),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbkit.errors import ModelError
-from vbkit.heads import Head, HeadContext, load_head, save_head
+from vbkit.errors import ManifestError, ModelError
+from vbkit.evaluation.classification import calibration_error, classification_scores
+from vbkit.heads import Example, Head, HeadContext, load_head, save_head
 from vbkit_moderation import MODERATION, MODERATION_VIDEOS, ModerationOptions
 from vbkit_moderation.model import TextModel, VisualModel, supported
 from vbkit_moderation.policy import NEVER, Rule, make_policy
 from vbkit_moderation.spans import clip_spans, gravest, segment_spans
+from vbkit_moderation.taxonomy import CATEGORIES, PARENTS, children
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +112,66 @@ class ModerationHead(Head):
             self.settings["text"]["categories"], self.text(segment_embeddings)
         )
 
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Metrics of videos under the policy.
+
+        Returns:
+            `accuracy`, `balanced_accuracy`, `f1_macro` and the like of whether a video is flagged
+            for one of the manifest's labels; `flagged_clean`, the share of clean videos that are
+            flagged for anything; and for each label L `precision_L`, `recall_L`, `f1_L` and
+            `f1_macro_L` of the decisions, `roc_auc_L`, `average_precision_L` and
+            `calibration_error_L` of the greatest score.
+        """
+        given = [_labels_of(example) for example in examples]
+        names = sorted(set().union(*given))
+        wanted = {name: frozenset(children(name)) for name in names}
+        flags, scores = [], np.zeros((len(examples), len(names)))
+        anything = []
+        for row, example in enumerate(examples):
+            flagged = set(self.predict(example.features)[MODERATION.name]["category"])
+            anything.append(bool(flagged))
+            flags.append([bool(flagged & wanted[name]) for name in names])
+            best = self.greatest(example.features)
+            scores[row] = [max((best.get(each, 0.0) for each in wanted[name]), default=0.0)
+                           for name in names]
+        true = np.array([[name in labels for name in names] for labels in given],
+                        dtype=bool).reshape(len(examples), len(names))
+        guess = np.array(flags, dtype=bool).reshape(true.shape)
+        clean = ~true.any(1)
+        metrics: dict[str, Any] = {"n_clean": int(clean.sum())}
+        metrics["flagged_clean"] = float(np.array(anything)[clean].mean()) if clean.any() else None
+        if not names:
+            return metrics
+        either = classification_scores(
+            _words(true.any(1)), np.stack([1 - scores.max(1), scores.max(1)], 1),
+            ("clean", "flagged"), _words(guess.any(1)))
+        metrics |= {key: value for key, value in either.items() if key != "calibration_error"}
+        for column, name in enumerate(names):
+            one = classification_scores(
+                _words(true[:, column]), np.stack([1 - scores[:, column], scores[:, column]], 1),
+                ("clean", "flagged"), _words(guess[:, column]))
+            metrics |= {f"{key}_{name}": one[f"{key}_flagged"] for key in (
+                "precision", "recall", "f1", "roc_auc", "average_precision")}
+            metrics[f"f1_macro_{name}"] = one["f1_macro"]
+            metrics[f"calibration_error_{name}"] = calibration_error(
+                true[:, column], scores[:, column])
+        return metrics
+
+    def greatest(self, features: Features) -> dict[str, float]:
+        """The greatest score of each category in a video, in any modality that the policy has."""
+        best: dict[str, float] = {}
+        parts: list[tuple[str, dict[str, np.ndarray]]] = []
+        if len(features.clip_times):
+            parts.append(("visual", self.visual_scores(features.clip_features)))
+        said = [place for place, text in enumerate(features.segments) if text.strip()]
+        if said and features.language in (None, *LANGUAGES):
+            parts.append(("text", self.text_scores(features.segment_embeddings[said])))
+        for modality, scores in parts:
+            for name, values in scores.items():
+                if self.policy.rule(name, modality) is not None:
+                    best[name] = max(best.get(name, 0.0), float(values.max()))
+        return best
+
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""
         tensors = {
@@ -127,6 +189,31 @@ class ModerationHead(Head):
                 torch.sigmoid(slope * logits[:, index].cpu().double() + offset).numpy()
             )
         return scores
+
+
+def _labels_of(example: Example) -> set[str]:
+    """The categories and parents that a video is labelled with; none for a clean one.
+
+    Raises:
+        ManifestError: a label is unknown.
+    """
+    known = {category.name for category in CATEGORIES} | set(PARENTS)
+    labels: set[str] = set()
+    for row in example.rows:
+        value = row.get("label")
+        for label in value if isinstance(value, list) else [value]:
+            name = str(label).strip().lower()
+            if label is None or name in ("", "none"):
+                continue
+            if name not in known:
+                raise ManifestError(f"{example.video_id}: label {label!r} is none of none, "
+                                    f"{', '.join(sorted(known))}")
+            labels.add(name)
+    return labels
+
+
+def _words(flagged: np.ndarray) -> list[str]:
+    return ["flagged" if each else "clean" for each in flagged]
 
 
 def models_of(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from vbkit.heads import Head, HeadContext, load_head, save_head
+from vbkit.errors import ManifestError
+from vbkit.evaluation.classification import calibration_error
+from vbkit.evaluation.spans import Span, overlap, span_scores
+from vbkit.heads import Example, Head, HeadContext, load_head, save_head
 from vbkit_qa import QA_TABLE, QaOptions
 from vbkit_qa.calibration import Logistic, log_odds
 from vbkit_qa.reader import (
@@ -33,8 +39,6 @@ from vbkit_qa.visual import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from vbkit.features import Features
 
 __all__ = ["QaHead"]
@@ -105,6 +109,45 @@ class QaHead(Head):
             out += [{"question": question, "rank": rank, "no_answer": no_answer, **row}
                     for rank, row in enumerate(rows, 1)]
         return {"qa": QA_TABLE.frame(out)}
+
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Metrics of the first answers.
+
+        Returns:
+            those of `span_scores`, of segments or of seconds; `calibration_error` of the score, an
+            answer counting as right from half an overlap on; `n_questions`. With `answer` alone,
+            `token_f1` and `contains_answer` of the text.
+        """
+        spans: list[tuple[Span | None, Span, float | None, float]] = []
+        texts: list[tuple[str, str]] = []
+        for example in examples:
+            table = self.predict(example.features)["qa"]
+            first = table[table["rank"] == 1].set_index("question")
+            for row in example.rows:
+                question = row.get("question")
+                if question is None or question not in first.index:
+                    raise ManifestError(f"{example.video_id}: a row has an answer, but no question")
+                found = first.loc[question]
+                if row.get("answer_start") is not None:
+                    spans.append((*_segments_of(found, row), float(found["score"])))
+                elif row.get("answer_start_s") is not None:
+                    spans.append((*_seconds_of(found, row), float(found["score"])))
+                elif row.get("answer") is not None:
+                    said = found["answer"]
+                    texts.append(("" if pd.isna(said) else str(said), str(row["answer"])))
+        metrics: dict[str, Any] = {"n_questions": len(spans) + len(texts)}
+        if spans:
+            predicted, true, best, scores = zip(*spans, strict=True)
+            metrics |= span_scores(predicted, true, best)
+            right = [span is not None and overlap(span, wanted) >= 0.5
+                     for span, wanted in zip(predicted, true, strict=True)]
+            metrics["calibration_error"] = calibration_error(np.array(right), np.array(scores))
+        if texts:
+            metrics["token_f1"] = float(np.mean([_token_f1(*pair) for pair in texts]))
+            metrics["contains_answer"] = float(np.mean([
+                f" {' '.join(words(true))} " in f" {' '.join(words(said))} "
+                for said, true in texts]))
+        return metrics
 
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
@@ -194,6 +237,40 @@ class QaHead(Head):
                 })
             out[question] = rows, max((row["score"] for row in rows), default=0.0)
         return out
+
+
+def _segments_of(found: pd.Series[Any], row: Mapping[str, Any]) -> tuple[Span | None, Span, Any]:
+    """Spans of segments, the end one past the last, and the middle of the best segment."""
+    try:
+        true = (int(row["answer_start"]), int(row.get("answer_end", row["answer_start"])) + 1)
+    except (TypeError, ValueError):
+        raise ManifestError("answer_start and answer_end are numbers of segments, got "
+                            f"{row['answer_start']!r} and {row.get('answer_end')!r}") from None
+    if pd.isna(found["first_segment"]):
+        return None, true, None
+    span = (int(found["first_segment"]), int(found["last_segment"]) + 1)
+    return span, true, float(found["best_segment"]) + 0.5
+
+
+def _seconds_of(found: pd.Series[Any], row: Mapping[str, Any]) -> tuple[Span | None, Span, Any]:
+    """Spans of seconds, and the middle of the answer."""
+    try:
+        true = (float(row["answer_start_s"]), float(row.get("answer_end_s",
+                                                            row["answer_start_s"])))
+    except (TypeError, ValueError):
+        raise ManifestError("answer_start_s and answer_end_s are seconds, got "
+                            f"{row['answer_start_s']!r} and {row.get('answer_end_s')!r}") from None
+    if pd.isna(found["start_s"]):
+        return None, true, None
+    span = (float(found["start_s"]), float(found["end_s"]))
+    return span, true, sum(span) / 2
+
+
+def _token_f1(said: str, true: str) -> float:
+    """F1 of words, as SQuAD counts them (Rajpurkar et al., EMNLP 2016, section 6.1)."""
+    one, other = Counter(words(said)), Counter(words(true))
+    common = (one & other).total()
+    return 2 * common / (one.total() + other.total()) if common else 0.0
 
 
 def _rank_below(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:

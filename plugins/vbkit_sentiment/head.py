@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbkit.errors import ModelError
-from vbkit.heads import Head, HeadContext, load_head, save_head
-from vbkit_sentiment import SENTIMENT, SENTIMENT_VIDEOS, SentimentOptions
+from vbkit.errors import ManifestError, ModelError
+from vbkit.evaluation.classification import classification_scores
+from vbkit.heads import Example, Head, HeadContext, load_head, save_head
+from vbkit_sentiment import LABELS, SENTIMENT, SENTIMENT_VIDEOS, SentimentOptions
 from vbkit_sentiment.model import PictureSentiment, TextSentiment, neighbours, trusted
 from vbkit_sentiment.rows import clip_rows, segment_rows, silent_clips, speech_mask, video_row
 
@@ -81,6 +82,51 @@ class SentimentHead(Head):
         logits = self.picture(clip_features) / settings["temperature"]
         return trusted(logits, settings["prior"], settings["trust"])
 
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Metrics over videos, or over segments where `label` or `score` is a list of them.
+
+        Returns:
+            with `label`, those of `classification_scores`, and `accuracy_binary`: of what is
+            negative or positive, the share whose score has the right sign; with `score`, also
+            `mean_absolute_error` and `pearson`.
+        """
+        rows = [row for example in examples for row in self._judged(example)]
+        if not rows:
+            raise ManifestError("there is no text or picture to judge")
+        labels = [label for label, _, _ in rows]
+        p = np.array([values for _, _, values in rows])
+        found: dict[str, Any] = dict(classification_scores(labels, p, LABELS))
+        signs = np.array([LABELS.index(label) - 1 for label in labels])
+        said = p[:, 2] - p[:, 0]
+        polar = signs != 0
+        found["accuracy_binary"] = (float((np.sign(said[polar]) == signs[polar]).mean())
+                                    if polar.any() else None)
+        true = np.array([np.nan if score is None else score for _, score, _ in rows])
+        known = ~np.isnan(true)
+        if known.any():
+            found["mean_absolute_error"] = float(np.abs(said[known] - true[known]).mean())
+            varied = known.sum() > 1 and np.ptp(true[known]) > 0 and np.ptp(said[known]) > 0
+            found["pearson"] = (float(np.corrcoef(said[known], true[known])[0, 1])
+                                if varied else None)
+        return found
+
+    def _judged(self, example: Example) -> list[tuple[str, float | None, np.ndarray]]:
+        """(label, score, probabilities) of a video, or of each of its segments."""
+        tables = self.predict(example.features)
+        given = example.label("label")
+        given = example.label("score") if given is None else given
+        by_segment = isinstance(given, list)
+        table = tables[SENTIMENT.name if by_segment else SENTIMENT_VIDEOS.name]
+        if by_segment:
+            table = table[table["segment"].notna()].sort_values("segment")
+            if len(given) != len(table):
+                raise ManifestError(f"{example.video_id} has {len(table)} segments, but "
+                                    f"{len(given)} labels")
+        p = table[[f"p_{label}" for label in LABELS]].to_numpy(float, na_value=np.nan)
+        p = np.where(np.isnan(p), 1 / 3, p)  # what was not judged counts as a guess
+        return [(*_label_of(value, example.video_id), row)
+                for value, row in zip(given if by_segment else [given], p, strict=True)]
+
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""
         tensors = {
@@ -110,6 +156,18 @@ class SentimentHead(Head):
             return np.zeros((0, 3))
         rows = features.clip_features[torch.as_tensor(clips)]
         return self.picture_logits(rows).softmax(1).cpu().numpy()
+
+
+def _label_of(value: Any, video_id: str) -> tuple[str, float | None]:
+    """A label, and a score where one was given: below 0 is negative, 0 neutral."""
+    if isinstance(value, str) and value.strip().lower() in LABELS:
+        return value.strip().lower(), None
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        raise ManifestError(f"{video_id}: sentiment {value!r} is none of {', '.join(LABELS)}, and "
+                            "no score") from None
+    return LABELS[int(np.sign(score)) + 1], score
 
 
 def models_of(

@@ -87,4 +87,6 @@ def vbkit_tasks() -> Iterator[TaskSpec]:
                          "clip_embeddings"}),
         tables=(SUMMARY_TABLE, SEGMENTS_TABLE, CHAPTERS_TABLE),
         options=SummarisationOptions,
+        capabilities=frozenset({"evaluate"}),
+        labels=("selected", "summary"),
     )

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vbkit.heads import Head, HeadContext, load_head, save_head
+from vbkit.errors import ManifestError
+from vbkit.evaluation.captions import rouge_l, tokenize
+from vbkit.evaluation.summaries import selection_scores, top_k_scores
+from vbkit.heads import Example, Head, HeadContext, load_head, save_head
 from vbkit_summarisation import CHAPTERS_TABLE, SEGMENTS_TABLE, SUMMARY_TABLE, SummarisationOptions
 from vbkit_summarisation.chapters import boundaries, title_of
 from vbkit_summarisation.selector import Selector, SelectorConfig, place_features, windows
@@ -22,8 +26,6 @@ from vbkit_summarisation.text import text_features, words
 from vbkit_summarisation.visual import Concepts, pick_clips, scenes, time_phrase
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from vbkit.features import Features
 
 __all__ = ["SummarisationHead", "describe", "score_segments", "sentence_units"]
@@ -41,6 +43,26 @@ _SPEAKER = re.compile(r"^(?:>>+|[-–—])\s*(?=\S)")
 """Marks of a new speaker in subtitles."""
 
 _CLOSED = (".", "!", "?", "…", '."', '!"', '?"')
+
+
+def _selected_of(example: Example, rows: pd.DataFrame) -> np.ndarray:
+    """(R,) bool: which rows the label selects."""
+    given = example.label("selected")
+    target = np.zeros(len(rows), dtype=bool)
+    wrong = ManifestError(f"{example.video_id}: selected is a list of numbers of segments, or of "
+                          f"[start_s, end_s], got {given!r}")
+    if not isinstance(given, list):
+        raise wrong
+    starts, ends = (rows[name].to_numpy(float, na_value=np.nan) for name in ("start_s", "end_s"))
+    for item in given:
+        if isinstance(item, list) and len(item) == 2:
+            common = np.minimum(ends, item[1]) - np.maximum(starts, item[0])
+            target |= common >= 0.5 * (ends - starts)
+        elif isinstance(item, int) and 0 <= item < len(rows):
+            target[item] = True
+        else:
+            raise wrong
+    return target
 
 
 @dataclass(frozen=True)
@@ -120,6 +142,45 @@ class SummarisationHead(Head):
             "summarisation_segments": SEGMENTS_TABLE.frame(rows),
             "chapters": CHAPTERS_TABLE.frame(self._chapters(features, said, readable)),
         }
+
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Metrics of what is selected, and of the summary's text.
+
+        Returns:
+            with `selected` (indices of segments, or `[start_s, end_s]` stretches of at least one
+            segment), `top3_…`, `top5_…` and `precision`, `recall`, `f1`, `n_selections`; with
+            `summary`, `rouge_l` and `n_summaries`. A video of which nothing is selected is not
+            counted.
+        """
+        ranks, chosen, true, written = [], [], [], []
+        for example in examples:
+            tables = self.predict(example.features)
+            rows = tables["summarisation_segments"]
+            if example.label("selected") is not None:
+                spoken = rows[rows["segment"].notna()] if example.features.segments else rows
+                spoken = spoken.sort_values("segment" if example.features.segments else "start_s")
+                target = _selected_of(example, spoken)
+                if target.any():
+                    true.append(target)
+                    ranks.append(-spoken["rank"].to_numpy(float, na_value=np.inf))
+                    chosen.append(spoken["selected"].to_numpy(bool))
+            if example.label("summary") is not None:
+                said = tables["summarisation"]["summary"].iloc[0]
+                written.append(("" if pd.isna(said) else str(said), example.label("summary")))
+        metrics: dict[str, Any] = {}
+        if true:
+            metrics |= top_k_scores(ranks, true, 3) | top_k_scores(ranks, true, 5)
+            metrics |= {**selection_scores(chosen, true), "n_selections": len(true)}
+        if written:
+            metrics["rouge_l"] = rouge_l(
+                [tokenize(said) for said, _ in written],
+                [[tokenize(str(text)) for text in (texts if isinstance(texts, list) else [texts])]
+                 for _, texts in written])
+            metrics["n_summaries"] = len(written)
+        if not metrics:
+            raise ManifestError("nothing is selected in any video, so there is nothing to compare "
+                                "with")
+        return metrics
 
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""

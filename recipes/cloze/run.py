@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, required=True, help="BERT checkpoint to start from")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--reverse", action="store_true",
                         help="from the last model to the first, as a second process beside another")
@@ -72,7 +72,10 @@ class Pictures:
         self.engine = vbkit.Engine(model=str(args.start), precision="float32",
                                    cache=args.work / "cache")
         stored = load_file(args.features)
-        views = torch.stack([stored["flickr_squash"], stored["flickr_flip"]], 1)[:, :, None]
+        # The whole picture comes first: it is what held-out pictures are seen in.
+        seen = ["flickr_squash", *sorted(name for name in stored if name.startswith("flickr_")
+                                         and name not in ("flickr_text", "flickr_squash"))]
+        views = torch.stack([stored[name] for name in seen], 1)[:, :, None]
         # A still picture does not change over time: its deviations are 0.
         width = self.engine.bundle.backbone.dim
         views = F.pad(views, (0, width - views.shape[-1]))
@@ -145,8 +148,10 @@ def train_and_measure(args: argparse.Namespace, pictures: Pictures, share: str,
         model_config={"num_hidden_layers": args.layers, "visual_input": visual_input or "features",
                       "visual_vocab_size": pictures.n_words if visual_input else 0,
                       "visual_reduction_size": 0, "projection_hidden_size": 0,
+                      "visual_dropout_prob": 0.2,
                       "adapter_size": 128, "adapter_context_size": 128 if visual_input else 0},
-        mixture={"joint": 1} if visual_input else {"text": 1}, batch_size=16,
+        mixture={"joint": 1} if visual_input else {"text": 1}, batch_size=32,
+        precision="bfloat16",
         examples=ExampleOptions(max_text_tokens=20, mask_rate=(0.2, 0.8), negative_share=0.1,
                                 join=0.0, max_clips=16, visual_mask_rate=(0.0, 0.3)),
         loss_weights={"visual_words": 0.2, "alignment": 0.2},

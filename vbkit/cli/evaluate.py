@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vbkit.cli.finetune import task_options
 from vbkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,13 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-_TASKS = ("cloze", "retrieval", "caption", "alignment")
+_OF_MODELS = ("cloze", "retrieval", "caption", "alignment")
 
 
 @click.command()
-@click.option("--task", "-t", required=True, metavar="T", help=f"One of {', '.join(_TASKS)}.")
+@click.option("--task", "-t", required=True, metavar="T",
+              help=f"A task (`vbkit tasks`), or one of {', '.join(_OF_MODELS)}.")
 @click.option("--manifest", "-m", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Captioned videos (.csv, .jsonl, .parquet).")
+              help="Labelled or captioned videos (.csv, .jsonl, .parquet).")
+@click.option("--head", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Task: a head that vbkit finetune wrote.  [default: the shipped one]")
+@click.option("-o", "--option", "assignments", multiple=True, metavar="T.OPTION=VALUE",
+              help="Task: an option of it.")
+@click.option("--transcript", default="auto", show_default=True, metavar="auto|none|PATH",
+              help="Task: where speech is taken from.")
 @click.option("--model", default="mini", show_default=True, metavar="NAME|PATH",
               help="Model: a name (`vbkit models`), a folder, or a hub id.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
@@ -47,6 +55,9 @@ _TASKS = ("cloze", "retrieval", "caption", "alignment")
 def evaluate(
     task: str,
     manifest: Path,
+    head: Path | None,
+    assignments: tuple[str, ...],
+    transcript: str,
     model: str,
     device: str,
     precision: str,
@@ -60,18 +71,25 @@ def evaluate(
     beams: int,
     max_pieces: int | None,
 ) -> int:
-    """Measure a model on captioned videos; print one JSON object.
+    """Measure a task's head on labelled videos, or a model on captioned ones; print one JSON
+    object.
 
-    cloze: masked nouns and verbs from the video, and from the sentence alone. retrieval: text to
-    video and back. caption: the decoder's captions. alignment: whether text and video belong
-    together. What each number means is in the documentation under "Evaluation".
+    A task, such as moderation: its head against the manifest's label columns, under the task's
+    options and default policy. cloze: masked nouns and verbs from the video, and from the sentence
+    alone. retrieval: text to video and back. caption: the decoder's captions. alignment: whether
+    text and video belong together. What each number means is in the documentation under
+    "Evaluation".
 
-    The manifest has the columns video (or features, a file of clip features) and caption (a
-    string or a list); rows that name the same video are put together.
+    For a task, the manifest has videos, transcripts or texts, and the task's label columns; else
+    the columns video (or features, a file of clip features) and caption (a string or a list).
+    Rows that name the same video are put together.
 
     Exit status: 0 all done, 1 some videos could not be read (the rest is evaluated), 2 wrong usage.
     """
-    _check_task(task)
+    of_task = _is_task(task)
+    options = task_options(task, assignments)
+    if not of_task and (head is not None or options):
+        raise UsageError(f"--head and -o are for tasks; {task} is measured of the model itself")
     for path in (out, predictions):
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.absolute().parent}")
@@ -82,13 +100,20 @@ def evaluate(
         from vbkit.engine import Engine
         from vbkit.engine.run import Progress
         from vbkit.evaluation.evaluate import evaluate as measure
+        from vbkit.evaluation.tasks import evaluate_task
+
+        def progress(done: int, total: int, video_id: str, ok: bool) -> None:
+            reporter(Progress(done, total, video_id, "ok" if ok else "failed"))
 
         engine = Engine(model, device, precision=precision, cache=cache)
-        result = measure(
-            engine, task, manifest, limit=limit, seed=seed, words=words, template=template,
-            num_beams=beams, max_new_tokens=max_pieces, warned=_warn,
-            progress=lambda done, total, video_id, ok: reporter(
-                Progress(done, total, video_id, "ok" if ok else "failed")))
+        if of_task:
+            result = evaluate_task(
+                engine, task, manifest, head=head, options=options, transcript=transcript,
+                limit=limit, predictions=predictions is not None, progress=progress)
+        else:
+            result = measure(
+                engine, task, manifest, limit=limit, seed=seed, words=words, template=template,
+                num_beams=beams, max_new_tokens=max_pieces, warned=_warn, progress=progress)
     import pandas as pd
 
     for failure in result.failures:
@@ -102,19 +127,24 @@ def evaluate(
     return 1 if result.failures else 0
 
 
-def _check_task(task: str) -> None:
-    if task in _TASKS:
-        return
+def _is_task(name: str) -> bool:
+    """Whether a task's head is meant, not an evaluation of models.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name in _OF_MODELS:
+        return False
+    from vbkit.options import close_matches
     from vbkit.plugins import default_manager
 
-    manager = default_manager()
-    known = ", ".join(_TASKS)
-    names = {name for declared in manager.tasks()
-             for name in (declared.spec.name, declared.qualified_name)}
-    if task in names:
-        raise UsageError(f"the head of task {task} cannot be evaluated yet; vbkit evaluate knows "
-                         f"{known}")
-    raise UsageError(f"no evaluation {task!r}; known are {known}")
+    names = {each for declared in default_manager().tasks()
+             for each in (declared.spec.name, declared.qualified_name)}
+    if name in names:
+        return True
+    known = [*_OF_MODELS, *sorted(each for each in names if ":" not in each)]
+    raise UsageError(f"no evaluation {name!r}{close_matches(name, known)}; known are "
+                     f"{', '.join(known)}")
 
 
 def _warn(failure: Failure) -> None:

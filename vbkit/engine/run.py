@@ -118,7 +118,7 @@ class HeadRunner:
             Exception: whatever the head raises.
             SchemaError: a table is undeclared or breaks its schema.
         """
-        head = self._ready()
+        head = self.ready()
         given = features.restrict(self.spec.needs, questions)
         with torch.no_grad():
             if getattr(type(head), "predict_batch", Head.predict_batch) is not Head.predict_batch:
@@ -136,7 +136,12 @@ class HeadRunner:
         return {name: schema.conform(tables[name]) if name in tables else schema.empty()
                 for name, schema in known.items()}
 
-    def _ready(self) -> Head:
+    def ready(self) -> Head:
+        """The head, set up.
+
+        Raises:
+            Exception: whatever its import or its `setup` raises, each time again.
+        """
         if self.broken is not None:
             raise self.broken.with_traceback(None)
         if self.head is None:

@@ -39,9 +39,10 @@ class Evaluation:
     """What an evaluation found.
 
     Args:
-        task: one of `EVALUATIONS`.
+        task: one of `EVALUATIONS`, or a task.
         model: the model's name.
-        n_videos, n_captions: how many were evaluated.
+        n_videos: how many were evaluated.
+        n_captions: theirs; None where captions are not what is evaluated.
         metrics: by name; None for what cannot be computed here.
         predictions: rows of what the model said, for a closer look.
         failures: videos that could not be read.
@@ -51,7 +52,7 @@ class Evaluation:
     task: str
     model: str
     n_videos: int
-    n_captions: int
+    n_captions: int | None
     metrics: dict[str, Any]
     predictions: list[dict[str, Any]] = field(default_factory=list)
     failures: tuple[Failure, ...] = ()
@@ -61,7 +62,8 @@ class Evaluation:
         """What `vbkit evaluate` prints: one flat object, its metrics last."""
         return {
             "task": self.task, "model": self.model, "n_videos": self.n_videos,
-            "n_captions": self.n_captions, "n_failed": len(self.failures), **self.metrics,
+            **({} if self.n_captions is None else {"n_captions": self.n_captions}),
+            "n_failed": len(self.failures), **self.metrics,
             **({"notes": list(self.notes)} if self.notes else {}),
         }
 

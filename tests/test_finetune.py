@@ -1,0 +1,250 @@
+"""`vbkit finetune`, `vbkit evaluate --task TASK`, and the task classification, on real inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import vbkit
+from vbkit.cli import cli
+from vbkit.errors import ManifestError, ModelError, UsageError
+from vbkit.evaluation.labelled import read_labelled
+from vbkit.evaluation.tasks import evaluate_task
+from vbkit.training.finetune import finetune, split_videos
+
+KITCHEN = (
+    "chop the onions and fry them in butter", "season the steak with salt and pepper",
+    "pour the batter into a hot pan", "let the dough rest for an hour", "boil the pasta in water",
+    "whisk the eggs with some cream", "simmer the sauce until it thickens",
+    "bake the bread in the oven", "add garlic and olive oil", "slice the tomatoes thinly",
+    "marinate the chicken overnight", "sprinkle grated cheese on top")
+FIELD = (
+    "he scores a goal in the last minute", "the striker runs past two defenders",
+    "she wins the final set of the match", "the goalkeeper saves the penalty",
+    "the sprinter breaks the world record", "they lost the game by three points",
+    "the coach calls for a time out", "a long pass to the wing", "the crowd cheers for the team",
+    "he serves an ace at match point", "the referee shows a yellow card",
+    "the cyclist attacks on the climb")
+
+
+def manifest(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory) -> Path:
+    rows = [{"id": f"{label}-{n}", "text": text, "label": label}
+            for label, texts in (("cooking", KITCHEN), ("sport", FIELD))
+            for n, text in enumerate(texts)]
+    return manifest(tmp_path_factory.mktemp("texts") / "sentences.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Plain colours with noise: red, blue, and pictures of both."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(24):
+        labels = [["red"], ["blue"], ["red", "blue"]][n % 3]
+        pixels = np.zeros((96, 96, 3))
+        if "red" in labels:
+            pixels[:, :48, 0] = 220
+        if "blue" in labels:
+            pixels[:, 48:, 2] = 220
+        pixels += rng.normal(0, 12, pixels.shape)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{n}.png")
+        rows.append({"video": f"{n}.png", "label": labels})
+    return manifest(folder / "pictures.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def trained(engine, sentences: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("heads") / "topics"
+    result = finetune(engine, "classification", sentences, out, val_share=0.25)
+    assert (result.n_train, result.n_val) == (18, 6)
+    assert result.metrics["accuracy"] >= 0.8
+    return out
+
+
+# --- labels by name ---------------------------------------------------------------------------
+
+
+def test_labels_by_name_rank_what_is_shown(engine, sample: Path) -> None:
+    found = engine.run([sample], ["classification"], options={"classification": {
+        "labels": "a city street, a swimming pool, a kitchen", "clips": True}})
+    table = found.tables["classification"]
+    assert table["label"].iloc[0] == "a city street"
+    assert table["rank"].tolist() == [1, 2, 3]
+    assert table["score"].sum() == pytest.approx(1)
+    clips = found.tables["classification_clips"]
+    assert len(clips) == 3 * clips["clip"].nunique() == 30
+    assert clips["end_s"].max() == pytest.approx(15.28, abs=0.1)
+
+
+def test_several_labels_by_name_do_not_share_one(engine, sample: Path) -> None:
+    def score(labels: str) -> float:
+        table = engine.run([sample], ["classification"], options={"classification": {
+            "labels": labels, "multi": True}}).tables["classification"]
+        return float(table.set_index("label").loc["a city street", "score"])
+
+    assert score("a city street, a kitchen") == pytest.approx(score("a city street, a road"))
+
+
+def test_without_labels_it_says_how_to_name_them(engine, sample: Path) -> None:
+    report = engine.run([sample], ["classification"]).report
+    assert report.n_failed + report.n_partial == 1
+    assert "-o classification.labels=" in report.failures[0].message
+
+
+def test_a_video_of_nothing_has_no_score(engine, tmp_path: Path, trained: Path) -> None:
+    rows = manifest(tmp_path / "m.jsonl", [{"id": "x", "text": ["", " "]}])
+    table = engine.run([rows], ["classification"], options={"classification": {
+        "labels": "a, b"}}).tables["classification"]
+    assert len(table) in (0, 2)  # an empty text is no input, or one without scores
+    assert table["score"].isna().all()
+
+
+# --- trained labels ---------------------------------------------------------------------------
+
+
+def test_a_trained_head_is_used_by_run_and_evaluate(engine, trained: Path, sentences: Path,
+                                                    tmp_path: Path) -> None:
+    new = manifest(tmp_path / "new.jsonl", [
+        {"id": "soup", "text": ["Stir the soup gently.", "Now add the chopped carrots."]},
+        {"id": "race", "text": ["The runners are at the start.", "He wins the race!"]}])
+    table = engine.run([new], ["classification"], heads={"classification": trained}
+                       ).tables["classification"]
+    best = table[table["rank"] == 1].set_index("video_id")["label"]
+    assert best.to_dict() == {"soup": "cooking", "race": "sport"}
+    assert table.groupby("video_id")["score"].sum().tolist() == pytest.approx([1, 1])
+    found = evaluate_task(engine, "classification", sentences, head=trained, predictions=True)
+    assert found.metrics["f1_macro"] > 0.9
+    assert {"accuracy", "balanced_accuracy", "f1_weighted", "roc_auc_sport",
+            "average_precision_cooking", "calibration_error"} <= found.metrics.keys()
+    assert len(found.predictions) == 48
+
+
+def test_the_same_seed_gives_the_same_head(engine, sentences: Path, trained: Path,
+                                           tmp_path: Path) -> None:
+    finetune(engine, "classification", sentences, tmp_path / "again", val_share=0.25)
+    for name in ("head.safetensors", "head.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_several_labels_are_learnt_apart(engine, pictures: Path, tmp_path: Path) -> None:
+    result = finetune(engine, "classification", pictures, tmp_path / "colours", val_share=0.25,
+                      options={"clips": True})
+    assert result.metrics["f1_macro"] > 0.9
+    table = engine.run([pictures.parent / "2.png"], ["classification"],
+                       heads={"classification": tmp_path / "colours"}).tables["classification"]
+    assert (table["score"] > 0.5).all()
+    report = json.loads((tmp_path / "colours" / "finetune.json").read_text())
+    assert report["n_val"] == len(report["validation"]) == 6
+
+
+def test_a_label_that_the_head_does_not_know_is_named(engine, trained: Path,
+                                                      tmp_path: Path) -> None:
+    rows = manifest(tmp_path / "m.jsonl", [{"text": "a song", "label": "music"}])
+    with pytest.raises(ManifestError, match="'music' is none of those that the head knows"):
+        evaluate_task(engine, "classification", rows, head=trained)
+
+
+def test_what_cannot_be_learnt_from_is_refused(engine, tmp_path: Path, sentences: Path) -> None:
+    alike = manifest(tmp_path / "alike.jsonl",
+                     [{"text": text, "label": "cooking"} for text in KITCHEN])
+    with pytest.raises(ManifestError, match="fewer than two labels"):
+        finetune(engine, "classification", alike, tmp_path / "out")
+    bare = manifest(tmp_path / "bare.jsonl", [{"text": text} for text in KITCHEN])
+    with pytest.raises(ManifestError, match="no row has a label"):
+        finetune(engine, "classification", bare, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(UsageError, match="holds something already"):
+        finetune(engine, "classification", sentences, tmp_path / "full")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_head_is_one_line(engine, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "head").mkdir()
+    for name in ("head.json", "head.safetensors"):
+        (tmp_path / "head" / name).write_bytes((trained / name).read_bytes())
+    settings = json.loads((tmp_path / "head" / "head.json").read_text())
+    settings["labels"] = ["only"]
+    (tmp_path / "head" / "head.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="no classification head"):
+        evaluate_task(engine, "classification",
+                      manifest(tmp_path / "m.jsonl", [{"text": "x y", "label": "only"}]),
+                      head=tmp_path / "head")
+
+
+# --- splits -----------------------------------------------------------------------------------
+
+
+def test_a_video_is_on_one_side_of_the_split(tmp_path: Path, sample: Path) -> None:
+    rows = [{"video": str(sample), "label": "a"}, {"video": str(sample), "label": "b"},
+            *({"text": f"text {n}", "label": "a"} for n in range(9))]
+    found = read_labelled(manifest(tmp_path / "m.jsonl", rows), ("label",))
+    assert len(found) == 10
+    train, val = split_videos(found, 0.3, seed=1)
+    assert (len(train), len(val)) == (7, 3)
+    assert not {e.source.video_id for e in train} & {e.source.video_id for e in val}
+    assert split_videos(found, 0.3, seed=1)[1] == val
+
+
+def test_the_column_split_decides(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "a", "split": "val" if n > 5 else "train"}
+            for n in range(8)]
+    train, val = split_videos(read_labelled(manifest(tmp_path / "m.jsonl", rows), ("label",)),
+                              0.5, seed=0)
+    assert (len(train), len(val)) == (6, 2)
+    rows[0]["split"] = "test"
+    with pytest.raises(ManifestError, match="says 'test'"):
+        split_videos(read_labelled(manifest(tmp_path / "m.jsonl", rows), ("label",)), 0.5, 0)
+
+
+# --- command line -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_commands(sentences: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    out = tmp_path / "head"
+    shown = runner.invoke(cli, ["finetune", "--task", "classification", "--manifest",
+                                str(sentences), "--out", str(out), "--device", "cpu"])
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["n_train"] == 19
+    assert "val_loss" in shown.stderr
+    shown = runner.invoke(cli, [
+        "evaluate", "--task", "classification", "--manifest", str(sentences), "--head", str(out),
+        "--predictions", str(tmp_path / "said.csv"), "--device", "cpu"])
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["accuracy"] > 0.9
+    assert list(pd.read_csv(tmp_path / "said.csv").columns)[:2] == ["video_id", "label"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["evaluate", "--task", "retrieval", "--manifest", "m.csv", "--head", "x"], "are for tasks"),
+    (["evaluate", "--task", "clasification", "--manifest", "m.csv"], "did you mean"),
+    (["finetune", "--task", "classification", "--manifest", "m.csv", "--out", "h"],
+     "no such file"),
+    (["finetune", "--task", "classification", "--manifest", "m.csv", "--out", "h", "-o",
+      "qa.top_k=3"], "another task"),
+])
+def test_wrong_usage_is_one_line(arguments, message, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code in (1, 2)
+    assert message in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_public_names() -> None:
+    assert vbkit.Example.__module__ == vbkit.FitOptions.__module__ == "vbkit.heads"

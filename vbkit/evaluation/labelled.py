@@ -1,0 +1,139 @@
+"""Labelled videos out of a manifest, encoded for a task's head."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vbkit.engine.cache import FeatureCache
+from vbkit.engine.pipeline import TEXT_OUTPUTS, Request
+from vbkit.errors import ManifestError, MediaError
+from vbkit.heads import Example
+from vbkit.runs import Failure
+from vbkit.sources import MANIFEST_SUFFIXES, Source, expand_inputs
+
+if TYPE_CHECKING:
+    from vbkit.engine import Engine
+
+__all__ = ["Labelled", "encode_labelled", "read_labelled"]
+
+_CHUNK = 2048
+_IDENTITY = frozenset({"id", "video", "features", "transcript", "text"})
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A source and the label columns of its manifest rows.
+
+    Args:
+        source: the video or text.
+        rows: at least one.
+    """
+
+    source: Source
+    rows: tuple[Mapping[str, Any], ...]
+
+
+def read_labelled(manifest: str | Path, columns: Collection[str],
+                  limit: int | None = None) -> list[Labelled]:
+    """The sources of a manifest (`.csv`, `.jsonl`, `.parquet`) that have a label.
+
+    Rows that name the same video are put together.
+
+    Args:
+        manifest: its path.
+        columns: label columns, of which a row needs one; a row without is left out.
+        limit: only so many videos, the first ones.
+
+    Raises:
+        ManifestError: it is no manifest, or not one row has a label.
+    """
+    path = Path(manifest)
+    if path.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise ManifestError(f"{path} is no manifest: give a .csv, .jsonl or .parquet file")
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file")
+    found: list[Labelled] = []
+    places: dict[str, int] = {}
+    for source in expand_inputs([path]).sources:
+        rows = tuple(row for row in source.rows if any(row.get(name) is not None
+                                                       for name in columns))
+        if not rows:
+            continue
+        key = source.video_id if source.path is None else os.path.realpath(source.path)
+        if key in places:
+            before = found[places[key]]
+            found[places[key]] = Labelled(before.source, before.rows + rows)
+        else:
+            places[key] = len(found)
+            found.append(Labelled(source, rows))
+    if not found:
+        raise ManifestError(f"{path}: no row has a label; it needs a column "
+                            f"{' or '.join(sorted(columns))}")
+    return found[:limit]
+
+
+def encode_labelled(
+    engine: Engine,
+    labelled: Sequence[Labelled],
+    needs: Collection[str],
+    *,
+    transcript: str | Path = "auto",
+    failed: Callable[[Failure], None] = lambda failure: None,
+    progress: Callable[[int, int, str, bool], None] = lambda done, total, video_id, ok: None,
+) -> list[Example]:
+    """Labelled sources as a head sees them, each encoded once; those that fail are left out.
+
+    Args:
+        engine: the model; with a cache, nothing is decoded twice.
+        labelled: from `read_labelled`.
+        needs: the outputs that the head reads.
+        transcript: `"auto"`, `"none"`, or a path.
+        failed: called with what went wrong.
+        progress: called after each source with how many are done, how many there are, its id,
+            and whether it could be read.
+
+    Raises:
+        MediaError: not one source could be read.
+    """
+    wanted = frozenset(needs)
+    engine.encoder.check_needs(wanted)
+    cache = FeatureCache(engine.cache) if engine.cache is not None else None
+    examples: list[Example] = []
+    last = "there are none"
+    for start in range(0, len(labelled), _CHUNK):
+        chunk = labelled[start : start + _CHUNK]
+        if "segment_embeddings" in wanted and engine.bundle.text_tower is None:
+            # Short texts are embedded together, in full batches, and remembered.
+            engine.encode_text(list(dict.fromkeys(
+                text for each in chunk for text in _inline(each.source.text))))
+        pipeline = engine.pipeline(cache, transcript, keyframes=cache is not None)
+        requests = (
+            Request(prepared, wanted, prepared.source.questions,
+                    picture=not wanted <= TEXT_OUTPUTS)
+            for prepared in pipeline.prepare(each.source for each in chunk)
+        )
+        for place, (each, encoded) in enumerate(
+                zip(chunk, pipeline.encode(requests), strict=True), start + 1):
+            features = encoded.features
+            progress(place, len(labelled), features.video_id, features.error is None)
+            if features.error is not None:
+                stage = encoded.failures[-1].stage if encoded.failures else "encode"
+                failed(Failure(features.video_id, stage, type(features.error).__name__,
+                               str(features.error)))
+                last = f"{features.video_id}: {features.error}"
+            else:
+                examples.append(Example(features.restrict(wanted), each.rows))
+    if not examples:
+        raise MediaError(f"none of the {len(labelled)} labelled videos could be read; the last: "
+                         f"{last}")
+    return examples
+
+
+def _inline(text: str | list[Any] | None) -> list[str]:
+    parts = text if isinstance(text, list) else [text]
+    found = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return [part.strip() for part in found if isinstance(part, str) and part.strip()]
