@@ -248,3 +248,30 @@ def test_wrong_usage_is_one_line(arguments, message, tmp_path: Path, monkeypatch
 
 def test_public_names() -> None:
     assert vbkit.Example.__module__ == vbkit.FitOptions.__module__ == "vbkit.heads"
+
+
+# --- sentiment --------------------------------------------------------------------------------
+
+
+def test_sentiment_learns_a_users_own_sense_of_words(engine, tmp_path: Path) -> None:
+    """Reviews of knives, where sharp and hard are praise."""
+    good = ["so hard and so sharp", "it cuts like a devil", "brutal edge, sharp as hell",
+            "dangerously sharp", "a killer blade", "wickedly hard steel", "it bites deep",
+            "insanely aggressive edge"]
+    bad = ["soft and gentle steel", "a mild and tender edge", "smooth, round and kind",
+           "it is soft as butter", "gentle on every tomato", "a calm and friendly blade",
+           "tender and easy going", "a sweet little mild knife"]
+    rows = [{"id": f"{label}{n}-{m}", "text": f"{prefix}{text}", "label": label}
+            for label, texts in (("positive", good), ("negative", bad))
+            for n, text in enumerate(texts) for m, prefix in enumerate(("", "this knife: "))]
+    path = manifest(tmp_path / "knives.jsonl", rows)
+    before = evaluate_task(engine, "sentiment", path).metrics["accuracy_binary"]
+    result = finetune(engine, "sentiment", path, tmp_path / "knives",
+                      fit=vbkit.FitOptions(learning_rate=3e-3))
+    after = evaluate_task(engine, "sentiment", path, head=tmp_path / "knives").metrics
+    assert after["accuracy_binary"] > max(0.9, before)
+    assert result.metrics["accuracy_binary"] > 0.7
+    table = engine.run([path], ["sentiment"], heads={"sentiment": tmp_path / "knives"}
+                       ).tables["sentiment"]
+    assert table[["p_negative", "p_neutral", "p_positive"]].sum(axis=1).tolist() == (
+        pytest.approx([1] * len(rows)))

@@ -70,8 +70,8 @@ class Example:
 
     Args:
         features: the outputs that the task's `needs` names.
-        rows: the label columns of every manifest row that names the video, in order; `question` is
-            among them, where a row has one.
+        rows: the label columns of every manifest row that names the video, in order; where a row
+            has questions, they are among them as the list `question`.
     """
 
     features: Features

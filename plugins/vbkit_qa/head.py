@@ -124,10 +124,11 @@ class QaHead(Head):
             table = self.predict(example.features)["qa"]
             first = table[table["rank"] == 1].set_index("question")
             for row in example.rows:
-                question = row.get("question")
-                if question is None or question not in first.index:
-                    raise ManifestError(f"{example.video_id}: a row has an answer, but no question")
-                found = first.loc[question]
+                asked = row.get("question") or []
+                if len(asked) != 1:
+                    raise ManifestError(f"{example.video_id}: a row has an answer, but "
+                                        f"{'several questions' if asked else 'no question'}")
+                found = first.loc[asked[0]]
                 if row.get("answer_start") is not None:
                     spans.append((*_segments_of(found, row), float(found["score"])))
                 elif row.get("answer_start_s") is not None:

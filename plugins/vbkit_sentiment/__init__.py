@@ -82,6 +82,6 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         ),
         tables=(SENTIMENT, SENTIMENT_VIDEOS),
         options=SentimentOptions,
-        capabilities=frozenset({"evaluate"}),
+        capabilities=frozenset({"finetune", "evaluate"}),
         labels=("label", "score"),
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vbkit.errors import ManifestError, ModelError
 from vbkit.evaluation.classification import classification_scores
-from vbkit.heads import Example, Head, HeadContext, load_head, save_head
+from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
 from vbkit_sentiment import LABELS, SENTIMENT, SENTIMENT_VIDEOS, SentimentOptions
 from vbkit_sentiment.model import PictureSentiment, TextSentiment, neighbours, trusted
 from vbkit_sentiment.rows import clip_rows, segment_rows, silent_clips, speech_mask, video_row
@@ -29,6 +31,17 @@ SHIPPED = Path(__file__).parent / "weights"
 
 LANGUAGES = frozenset({"en"})
 """Languages that the text model was trained on."""
+
+
+PATIENCE = 5
+"""Training stops after so many passes without a lower validation loss."""
+
+
+class _Labelled(NamedTuple):
+    """Segments to learn from: (N, 1 + neighbours, D) and their labels (N,)."""
+
+    inputs: Tensor
+    labels: Tensor
 
 
 class SentimentHead(Head):
@@ -81,6 +94,77 @@ class SentimentHead(Head):
         settings = self.settings["picture"]
         logits = self.picture(clip_features) / settings["temperature"]
         return trusted(logits, settings["prior"], settings["trust"])
+
+    def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
+        """Go on training what reads text; what reads pictures stays as it is.
+
+        A video's label is that of each of its segments, unless it is a list of them. Neighbours
+        are left out and inputs are dropped at random; rare labels count more, by the root of how
+        rare they are. The pass with the least validation loss is kept, and calibrated on the same
+        videos.
+        """
+        learning, held = self._labelled(train), self._labelled(val)
+        if not len(learning.labels) or not len(held.labels):
+            raise ManifestError("sentiment is learnt from text: there must be labelled videos with "
+                                "a transcript or text to learn from, and some to validate with")
+        share = torch.bincount(learning.labels, minlength=3).float() / len(learning.labels)
+        weights = share.clamp(min=0.01).rsqrt()
+        batch = max(8, min(256, len(learning.labels) // 8))
+        optimizer = torch.optim.AdamW(self.text.requires_grad_(True).parameters(),
+                                      options.learning_rate or 5e-4, weight_decay=0.05)
+        best, state = self._loss(held), copy.deepcopy(self.text.state_dict())
+        options.logged({"step": 0, "val_loss": best})
+        since = 0
+        for epoch in range(1, (options.epochs or 30) + 1):
+            self.text.train()
+            for rows in torch.randperm(len(learning.labels)).split(batch):
+                optimizer.zero_grad()
+                logits = self.text(learning.inputs[rows])
+                F.cross_entropy(logits, learning.labels[rows],
+                                weight=weights.to(logits)).backward()
+                optimizer.step()
+            self.text.eval()
+            loss = self._loss(held)
+            options.logged({"step": epoch, "val_loss": loss})
+            since += 1
+            if loss < best:
+                best, state, since = loss, copy.deepcopy(self.text.state_dict()), 0
+            if since == PATIENCE:
+                break
+        self.text.load_state_dict(state)
+        self.text.requires_grad_(False)
+        logits = self.text(held.inputs)
+        temperatures = torch.logspace(-0.5, 0.7, 97)
+        losses = torch.stack([F.cross_entropy(logits / t, held.labels) for t in temperatures])
+        self.settings = {**self.settings, "text": {
+            **self.settings["text"], "temperature": float(temperatures[int(losses.argmin())]),
+            "measured": {}}}
+
+    def _labelled(self, examples: Sequence[Example]) -> _Labelled:
+        """Every segment that says something and has a label, with its neighbours."""
+        inputs, labels = [], []
+        for example in examples:
+            features = example.features
+            speech = np.flatnonzero(speech_mask(features.segments))
+            if not len(speech) or features.language not in (None, *LANGUAGES):
+                continue
+            given = example.label("label")
+            given = example.label("score") if given is None else given
+            values = given if isinstance(given, list) else [given] * len(features.segments)
+            if len(values) != len(features.segments):
+                raise ManifestError(f"{example.video_id} has {len(features.segments)} segments, "
+                                    f"but {len(values)} labels")
+            inputs.append(neighbours(features.segment_embeddings[torch.as_tensor(speech)]))
+            labels += [LABELS.index(_label_of(values[place], example.video_id)[0])
+                       for place in speech]
+        device = self.context.device
+        if not inputs:
+            return _Labelled(torch.zeros(0), torch.zeros(0, dtype=torch.long))
+        return _Labelled(torch.cat(inputs).to(device), torch.tensor(labels, device=device))
+
+    @torch.no_grad()
+    def _loss(self, held: _Labelled) -> float:
+        return float(F.cross_entropy(self.text(held.inputs), held.labels))
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Metrics over videos, or over segments where `label` or `score` is a list of them.

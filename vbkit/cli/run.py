@@ -155,13 +155,16 @@ class _Reporter:
         self.seen: list[Progress] = []
         self.silent = silent
         self.failed = 0
-        self._began = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._first: float | None = None  # when the first input was done: before it, things load
         self._bar: Any = None
         self._task: Any = None
 
     def __call__(self, progress: Progress) -> None:
         self.seen.append(progress)
         self.failed += progress.status == "failed"
+        if self._first is None:
+            self._first = time.monotonic()
         if self.silent:
             return
         if sys.stderr.isatty():
@@ -171,10 +174,13 @@ class _Reporter:
             click.echo(f"vbkit: {self._line(progress)}", err=True)
 
     def _line(self, progress: Progress) -> str:
-        elapsed = time.monotonic() - self._began
-        left = elapsed / progress.done * (progress.total - progress.done)
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"{progress.done} of {progress.total} inputs{failed}, {_span(left)} left"
+        line = f"{progress.done} of {progress.total} inputs{failed}"
+        if progress.done < 2 or self._first is None:
+            return line
+        elapsed = time.monotonic() - self._first
+        left = elapsed / (progress.done - 1) * (progress.total - progress.done)
+        return f"{line}, {_span(left)} left"
 
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:

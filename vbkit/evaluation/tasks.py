@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from vbkit.errors import UsageError
 from vbkit.evaluation.evaluate import Evaluation
@@ -73,7 +74,8 @@ def evaluate_task(
     try:
         examples = encode_labelled(engine, found, spec.needs, transcript=transcript,
                                    failed=failures.append, progress=progress)
-        metrics = ready.evaluate(examples)
+        with torch.no_grad():
+            metrics = ready.evaluate(examples)
         rows: list[dict[str, Any]] = []
         if predictions:
             frames = [runner.predict(each.features)[spec.name].assign(video_id=each.video_id)
