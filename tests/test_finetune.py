@@ -275,3 +275,38 @@ def test_sentiment_learns_a_users_own_sense_of_words(engine, tmp_path: Path) -> 
                        ).tables["sentiment"]
     assert table[["p_negative", "p_neutral", "p_positive"]].sum(axis=1).tolist() == (
         pytest.approx([1] * len(rows)))
+
+
+# --- corrected results ------------------------------------------------------------------------
+
+
+def test_results_go_back_as_labels(engine, sample: Path, sentences: Path, tmp_path: Path) -> None:
+    """run -> export --to manifest -> a person corrects -> finetune -> run --head"""
+    out = tmp_path / "results"
+    engine.run([sample, sentences], ["sentiment", "moderation"], out=out)
+    written = tmp_path / "labels.csv"
+    shown = CliRunner().invoke(cli, ["export", str(out), "sentiment", "--to", "manifest",
+                                     "--output", str(written)])
+    assert shown.exit_code == 0, shown.stderr
+    table = pd.read_csv(written)
+    assert list(table.columns) == ["id", "video", "text", "label"]
+    assert len(table) == 25
+    assert set(table["label"]) <= {"negative", "neutral", "positive"}
+    assert table["video"].notna().sum() == 1
+    corrected = table.assign(label=["positive" if "sport" in each else "negative"
+                                    for each in table["id"]])
+    corrected.to_csv(written, index=False)
+    result = finetune(engine, "sentiment", written, tmp_path / "head")
+    assert result.n_train + result.n_val == 25
+    again = engine.run([written], ["sentiment"], heads={"sentiment": tmp_path / "head"}
+                       ).tables["segments"]
+    before = vbkit.load_table(out, "segments")
+    told = before[before["video_id"].str.endswith("sample.mp4")]["text"].tolist()
+    assert again[again["video_id"].str.endswith("sample.mp4")]["text"].tolist() == told
+    shown = CliRunner().invoke(cli, ["export", str(out), "moderation", "--to", "manifest"])
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.splitlines()[0] == "id,video,text,label"
+    assert shown.stdout.count("none") >= 20
+    shown = CliRunner().invoke(cli, ["export", str(out), "videos", "--to", "manifest"])
+    assert shown.exit_code == 2
+    assert "is no table of labels" in shown.stderr

@@ -176,8 +176,9 @@ def query(out: str, sql: str, as_json: bool, as_csv: bool) -> None:
 @click.command()
 @_out
 @_table
-@click.option("--to", "kind", type=click.Choice(["csv", "jsonl", "parquet", "xlsx"]),
-              help="The format; by default what the end of FILE says.")
+@click.option("--to", "kind", type=click.Choice(["csv", "jsonl", "parquet", "xlsx", "manifest"]),
+              help="The format; by default what the end of FILE says. manifest: a CSV of labels "
+                   "for a person to correct and `vbkit finetune` to learn from.")
 @click.option("--output", metavar="FILE", default="-",
               help="Where to; - is stdout, the default.")
 @click.option("--columns", metavar="A,B,…", help="Only these columns, in this order.")
@@ -185,7 +186,11 @@ def query(out: str, sql: str, as_json: bool, as_csv: bool) -> None:
 def export(
     out: str, table: str, kind: str | None, output: str, columns: str | None, where: str | None
 ) -> None:
-    """Write TABLE of the results folder OUT as CSV, JSON lines, Parquet or an Excel file."""
+    """Write TABLE of the results folder OUT as CSV, JSON lines, Parquet or an Excel file.
+
+    As a manifest, what moderation, sentiment or classification say of each video is written with
+    where it is and what is said in it: correct the column label, and train on it.
+    """
     from vbkit.errors import UsageError
     from vbkit.store import load_table
 
@@ -198,8 +203,15 @@ def export(
         raise UsageError(f"{kind} is not text: name a file, --output {table}.{kind}")
     if kind == "xlsx":
         _require_openpyxl()
-    frame = load_table(out, table, _split(columns), where)
-    write = _WRITERS[kind]
+    if kind == "manifest":
+        from vbkit.store.labels import label_manifest
+
+        if columns or where:
+            raise UsageError("--columns and --where are not for --to manifest")
+        frame = label_manifest(out, table)
+    else:
+        frame = load_table(out, table, _split(columns), where)
+    write = _WRITERS.get(kind, _write_csv)
     if output == "-":
         write(frame, stdout)
         stdout.flush()
