@@ -18,10 +18,11 @@ from vbkit.cli import cli
 from vbkit.engine.windows import spread
 from vbkit.errors import ManifestError, ModelError, UsageError
 from vbkit.evaluation.alignment import derangement
-from vbkit.evaluation.clips import load_clip_features
-from vbkit.evaluation.cloze import ClozeTask, load_cloze
+from vbkit.evaluation.clips import ClipSequence, load_clip_features
+from vbkit.evaluation.cloze import ClozeTask, _gap_scores, _resolve, load_cloze, zero_shot_cloze
 from vbkit.evaluation.evaluate import evaluate
 from vbkit.evaluation.examples import read_captioned
+from vbkit.evaluation.heads import pretraining_model
 
 NOUNS, VERBS = ("dog", "cat", "man", "car"), ("running", "sleeping", "singing", "turning")
 PIECES = ("[PAD]", "[>]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NOUNS, *VERBS, "a", "the", "is",
@@ -348,7 +349,8 @@ def test_a_bare_model_still_retrieves(bare_folder, data) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--task", "moderation"], "cannot be evaluated yet"),
+    (["--task", "moderation"], "needs a column label"),
+    (["--task", "cloze", "--head", "x"], "are for tasks"),
     (["--task", "clozes"], "no evaluation 'clozes'"),
     (["--task", "cloze", "--words", "gone.json"], "no such file"),
     (["--task", "cloze", "--template", "no gap"], "[NOUN]"),
@@ -360,6 +362,28 @@ def test_wrong_usage(model_folder, data, arguments, words) -> None:
     assert result.exit_code == 2, result.output
     assert words in result.stderr
     assert result.stdout == ""
+
+
+def test_several_gaps_ask_for_a_word_in_any_of_them(model_folder, data) -> None:
+    """The sequence is the same, whichever of its gaps is asked for."""
+    engine = vbkit.Engine(model=str(model_folder), device="cpu")
+    nouns = (("dog",), ("cat",), ("man", "men"))
+    videos = [ClipSequence(str(kind), tuple(captions(kind)), video(kind, kind))
+              for kind in range(3)]
+    encoder = engine.encoder
+
+    def gaps(template: str) -> torch.Tensor:
+        task = ClozeTask(template, nouns)
+        pieces, slots, ids = _resolve(encoder.bundle, task)
+        model = pretraining_model(encoder.bundle, "word_head")
+        return _gap_scores(encoder, model, pieces, slots, ids, videos)["noun"]
+
+    first = gaps("the [NOUN] is [MASK] .").softmax(-1)
+    second = gaps("the [MASK] is [NOUN] .").softmax(-1)
+    both = gaps("the [NOUN] is [NOUN] .")
+    assert torch.allclose(both, 1 - (1 - first) * (1 - second), atol=1e-5)
+    found = zero_shot_cloze(encoder, videos, ClozeTask("the [NOUN] is [NOUN] .", nouns))
+    assert found.metrics["n_noun_videos"] == 3
 
 
 def test_no_words_for_the_cloze(bare_folder, data) -> None:
@@ -375,7 +399,7 @@ def test_no_words_for_the_cloze(bare_folder, data) -> None:
     ({"template": "a [NOUN]", "nouns": ["Dog"]}, "lower case"),
     ({"template": "a [NOUN]", "nouns": ["dog", ["dog", "dogs"]]}, "twice"),
     ({"template": "a [NOUN] [VERB]", "nouns": ["dog"]}, "no verbs"),
-    ({"template": "a [NOUN] [NOUN]", "nouns": ["dog"]}, "once"),
+    ({"template": "no gap at all", "nouns": ["dog"]}, "write [NOUN]"),
     ({"template": "a [NOUN]", "nouns": "dog"}, "list of words"),
     ({"template": "a [NOUN]", "nouns": [[]]}, "not one word"),
     ({"nouns": ["dog"]}, "no template"),

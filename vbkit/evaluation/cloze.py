@@ -49,14 +49,14 @@ class ClozeTask:
     """A sentence with gaps, and what may fill them.
 
     Args:
-        template: a sentence with `[NOUN]`, `[VERB]` or both, each once; `[MASK]` is a gap that
-            nobody asks about.
+        template: a sentence with `[NOUN]`, `[VERB]` or both; `[MASK]` is a gap that nobody asks
+            about. Of several gaps for a noun, it is asked which noun stands in any of them.
         nouns, verbs: candidates, each a tuple of forms: the first is what is predicted, and any
             of them in a caption makes it right.
 
     Raises:
-        UsageError: the template has no gap or one twice, a gap has no candidates, or a form is no
-            single word or stands twice.
+        UsageError: the template has no gap, a gap has no candidates, or a form is no single word
+            or stands twice.
     """
 
     template: str
@@ -65,9 +65,9 @@ class ClozeTask:
 
     def __post_init__(self) -> None:
         slots = [slot for slot in _SLOT.findall(self.template) if slot != "[MASK]"]
-        if not slots or len(set(slots)) != len(slots):
+        if not slots:
             raise UsageError(f"cloze template {self.template!r}: write [NOUN], [VERB] or both into "
-                             "it, each once")
+                             "it")
         for kind, candidates in (("noun", self.nouns), ("verb", self.verbs)):
             if f"[{kind.upper()}]" not in slots:
                 continue
@@ -264,7 +264,11 @@ def _gap_scores(
     candidates: dict[str, list[int]],
     videos: Sequence[ClipSequence] | None,
 ) -> dict[str, Tensor]:
-    """For each kind of gap the candidates' logits: (B, candidates), or (1, …) without videos."""
+    """For each kind of gap the candidates' scores: (B, candidates), or (1, …) without videos.
+
+    Of one gap these are the logits. Of several they are the probabilities that a candidate, chosen
+    for each gap by itself, stands in any of them.
+    """
     bundle, config = encoder.bundle, encoder.config
     count = 1 if videos is None else len(videos)
     end = config.sep_token_id if videos is None else config.video_token_id
@@ -277,7 +281,12 @@ def _gap_scores(
     logits = logits.view(count, len(slots), -1)
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"model {bundle.name} gives word scores that are not finite")
-    return {kind: logits[:, slots.index(kind), chosen].cpu() for kind, chosen in candidates.items()}
+    scores = {}
+    for kind, chosen in candidates.items():
+        places = [place for place, slot in enumerate(slots) if slot == kind]
+        rows = logits[:, places][:, :, chosen].cpu()  # (B, gaps, candidates)
+        scores[kind] = rows[:, 0] if len(places) == 1 else 1 - (1 - rows.softmax(-1)).prod(1)
+    return scores
 
 
 @torch.no_grad()
