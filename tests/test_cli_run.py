@@ -121,7 +121,11 @@ def test_nothing_to_do_is_said(tmp_path) -> None:
 
 def test_progress_says_how_long_it_will_take() -> None:
     reporter = _Reporter(silent=True)
-    reporter._began -= 60
-    line = reporter._line(Progress(2, 6, "a.mp4", "ok", 3.0))
+    # how long the first one took tells nothing: until it was done, a model was loaded
+    assert reporter._line(Progress(1, 6, "a.mp4", "ok", 3.0)) == "1 of 6 inputs"
+    reporter(Progress(1, 6, "a.mp4", "ok", 3.0))
+    assert reporter._first is not None
+    reporter._first -= 30
+    line = reporter._line(Progress(2, 6, "b.mp4", "ok", 3.0))
     assert line.startswith("2 of 6 inputs")
     assert line.endswith("2 min left")

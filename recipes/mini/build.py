@@ -102,7 +102,9 @@ def main() -> None:
     start = stage_start(args.minilm, args.data, args.work, args.previous)
     stage_vocabulary(start, args.data, args.work)
     stage_corpus(start, args.data, args.work)
-    joint = stage_pretrain(start, args.work, args.joint_steps)
+    # What has learnt already unlearns at the higher rate.
+    rate = 3e-4 if args.previous else 1e-3
+    joint = stage_pretrain(start, args.work, args.joint_steps, rate)
     captions = stage_captions(joint, args.work, args.caption_steps)
     rewarded = stage_reward(captions, args.work, args.reward_steps)
     averaged = stage_average(captions, rewarded, args.work)
@@ -544,7 +546,7 @@ def wide(features: Tensor) -> np.ndarray:
     return F.pad(features, (0, 1280)).numpy()
 
 
-def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
+def stage_pretrain(start: Path, work: Path, steps: int, learning_rate: float) -> Path:
     """Words, visual words, alignment and captions; the text tower and the shared space stay."""
     out = work / "joint"
     layers = VideoBertConfig(**CONFIG).num_hidden_layers
@@ -557,11 +559,16 @@ def stage_pretrain(start: Path, work: Path, steps: int) -> Path:
                                 negative_share=NEGATIVE_SHARE, join=0.0, max_clips=16,
                                 visual_mask_rate=(0.0, 0.5)),
         loss_weights={"visual_words": 0.2, "alignment": 0.5},
-        steps=steps, learning_rate=3e-4, warmup=0.05, weight_decay=0.01,
+        steps=steps, learning_rate=learning_rate, warmup=0.05, weight_decay=0.01,
         frozen=("videobert.text_embeddings", "videobert.reduction", "videobert.clip_projection",
                 "logit_scale",
                 *(f"videobert.layers.{n}.{part}" for n in range(layers) for part in parts)),
         log_every=50, eval_every=500, eval_batches=8, save_every=500, keep_checkpoints=1)
+    return trained(config, out)
+
+
+def trained(config: PretrainConfig, out: Path) -> Path:
+    """What a run leaves in `out`; one that was killed goes on."""
     if not (out / "model.safetensors").exists():
         pretrain(config, out, device="cpu", resume=(out / "checkpoints").exists(),
                  logged=lambda numbers: print(json.dumps(dict(numbers)), flush=True))
@@ -573,10 +580,7 @@ def stage_captions(joint: Path, work: Path, steps: int) -> Path:
     out = work / "captions"
     config = decoder_alone(work, joint, mixture={"caption": 1}, batch_size=128, steps=steps,
                            learning_rate=3e-4, eval_every=250, eval_batches=12, log_every=50)
-    if not (out / "model.safetensors").exists():
-        pretrain(config, out, device="cpu", resume=(out / "checkpoints").exists(),
-                 logged=lambda numbers: print(json.dumps(dict(numbers)), flush=True))
-    return out
+    return trained(config, out)
 
 
 def stage_reward(captions: Path, work: Path, steps: int) -> Path:
@@ -585,10 +589,7 @@ def stage_reward(captions: Path, work: Path, steps: int) -> Path:
     config = decoder_alone(work, captions, mixture={"reward": 1}, batch_size=64, steps=steps,
                            learning_rate=1e-4, eval_every=50, eval_batches=4, log_every=25,
                            samples=5, schedule="cosine")
-    if not (out / "model.safetensors").exists():
-        pretrain(config, out, device="cpu", resume=(out / "checkpoints").exists(),
-                 logged=lambda numbers: print(json.dumps(dict(numbers)), flush=True))
-    return out
+    return trained(config, out)
 
 
 def stage_average(captions: Path, rewarded: Path, work: Path, share: float = 0.75) -> Path:
