@@ -293,8 +293,13 @@ def _sampler() -> Iterator[Callable[[], None]]:
 def write(results: dict[str, Any]) -> None:
     """Keep the numbers, and put their table into the page."""
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    lines = [f"Measured on {results['machine']}.", "",
-             "| what | measured | wanted | kept | command |", "|---|---|---|---|---|"]
+    machines = list(dict.fromkeys(results["machines"].values()))
+    lines = []
+    for place, each in enumerate(machines):
+        names = [name for name, on in results["machines"].items() if on == each]
+        what = f" ({', '.join(names)})" if len(machines) > 1 else ""
+        lines.append(f"{'Measured' if not place else 'And'} on {each}{what}.")
+    lines += ["", "| what | measured | wanted | kept | command |", "|---|---|---|---|---|"]
     for name, rows in results["benchmarks"].items():
         for row in rows:
             wanted = "" if row["limit"] is None else (
@@ -339,8 +344,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.gettempdir()) / "vbkit-benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"benchmarks": {}}
-    results["machine"] = machine()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {
+        "benchmarks": {}, "machines": {}}
     missed = 0
     for name in arguments.names or BENCHMARKS:
         rows = []
@@ -351,6 +356,7 @@ def main() -> None:
             print(f"{name}: {row.what}: {row.value:.3g} {row.unit}"
                   f"{'' if row.kept is None else '  ok' if row.kept else '  NOT KEPT'}", flush=True)
         results["benchmarks"][name] = rows
+        results["machines"][name] = machine()
     results["benchmarks"] = {name: results["benchmarks"][name] for name in BENCHMARKS
                              if name in results["benchmarks"]}
     write(results)

@@ -48,6 +48,22 @@ def words(*rows: int) -> torch.Tensor:
     return torch.randint(110, 300, rows, generator=torch.Generator().manual_seed(3))
 
 
+def test_visual_dropout_hides_features_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model = VideoBertModel(small(visual_dropout_prob=1.0, hidden_dropout_prob=0.0,
+                                 attention_probs_dropout_prob=0.0))
+    features = torch.randn(2, 1, 3, 6)
+
+    def hidden(rows: torch.Tensor) -> torch.Tensor:
+        return model(words(1, 4), visual_features=rows).last_hidden_state
+
+    assert torch.equal(*map(hidden, features))  # nothing of them is left
+    clips = [model.embed_clips(rows) for rows in features]
+    assert not torch.allclose(*clips)  # the shared space has a dropout of its own
+    model.eval()
+    assert not torch.allclose(*map(hidden, features), atol=1e-3)
+
+
 def test_text_alone_equals_bert_with_its_weights() -> None:
     torch.manual_seed(0)
     bert = BertModel(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2,
