@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, required=True, help="BERT checkpoint to start from")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--reverse", action="store_true",
                         help="from the last model to the first, as a second process beside another")
