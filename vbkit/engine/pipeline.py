@@ -132,6 +132,15 @@ class Encoded:
     failures: tuple[Failure, ...] = ()
     complete: bool = True
 
+    @property
+    def failure(self) -> Failure | None:
+        """What kept all outputs from being made, or None."""
+        error = self.features.error
+        if error is None:
+            return None
+        stage = self.failures[-1].stage if self.failures else "encode"
+        return Failure(self.features.video_id, stage, type(error).__name__, str(error))
+
 
 class _Item:
     """A source on its way through the pipeline."""

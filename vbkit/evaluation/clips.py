@@ -79,10 +79,8 @@ def _decoded(engine: Engine, examples: Sequence[Captioned], failed: Callable[[Fa
                 for prepared in pipeline.prepare(example.source for example in examples))
     for encoded in pipeline.encode(requests):
         features = encoded.features
-        if features.error is not None:
-            stage = encoded.failures[-1].stage if encoded.failures else "encode"
-            failed(Failure(features.video_id, stage, type(features.error).__name__,
-                           str(features.error)))
+        if encoded.failure is not None:
+            failed(encoded.failure)
             yield None
         elif not len(features.clip_features):
             failed(Failure(features.video_id, "decode", "MediaError", "has no picture"))

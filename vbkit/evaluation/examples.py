@@ -12,7 +12,7 @@ from vbkit.errors import ManifestError
 from vbkit.runs import Failure
 from vbkit.sources import MANIFEST_SUFFIXES, Source, expand_inputs
 
-__all__ = ["Captioned", "CaptionedSet", "read_captioned"]
+__all__ = ["Captioned", "CaptionedSet", "manifest_path", "read_captioned", "source_identity"]
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,10 @@ def read_captioned(manifest: str | Path, limit: int | None = None) -> CaptionedS
         ManifestError: the file is no manifest, nothing in it has a caption, or a caption is no
             text.
     """
-    path = Path(manifest)
-    if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise ManifestError(f"{path} is no manifest: give a .csv, .jsonl or .parquet file with "
-                            "the columns video and caption")
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such file")
+    path = manifest_path(manifest, "video and caption")
     grouped: dict[str, tuple[Source, list[str]]] = {}
     for source in expand_inputs([path]).sources:
-        _, captions = grouped.setdefault(_identity(source), (source, []))
+        _, captions = grouped.setdefault(source_identity(source), (source, []))
         for row in source.rows:
             captions += _captions(path, source, row)
     if not any(captions for _, captions in grouped.values()):
@@ -102,7 +97,27 @@ def read_captioned(manifest: str | Path, limit: int | None = None) -> CaptionedS
     return CaptionedSet(tuple(examples), tuple(failures))
 
 
-def _identity(source: Source) -> str:
+def manifest_path(manifest: str | Path, columns: str) -> Path:
+    """A manifest's path.
+
+    Args:
+        manifest: what the caller named.
+        columns: what it should have, for people.
+
+    Raises:
+        ManifestError: it is of another kind, or is not there.
+    """
+    path = Path(manifest)
+    if path.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise ManifestError(f"{path} is no manifest: give a .csv, .jsonl or .parquet file with "
+                            f"the columns {columns}")
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file")
+    return path
+
+
+def source_identity(source: Source) -> str:
+    """The same for rows that name one video: by its file, else by its id."""
     file = source.path or source.features
     return f"id {source.video_id}" if file is None else f"file {os.path.realpath(file)}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from vbkit.engine.cache import FeatureCache
 from vbkit.engine.pipeline import TEXT_OUTPUTS, Request
 from vbkit.errors import ManifestError, MediaError
+from vbkit.evaluation.examples import manifest_path, source_identity
 from vbkit.heads import Example
 from vbkit.runs import Failure
-from vbkit.sources import MANIFEST_SUFFIXES, Source, expand_inputs
+from vbkit.sources import Source, expand_inputs
 
 if TYPE_CHECKING:
     from vbkit.engine import Engine
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Labelled", "encode_labelled", "read_labelled"]
 
 _CHUNK = 2048
-_IDENTITY = frozenset({"id", "video", "features", "transcript", "text"})
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,7 @@ def read_labelled(manifest: str | Path, columns: Collection[str],
     Raises:
         ManifestError: it is no manifest, or not one row has a label.
     """
-    path = Path(manifest)
-    if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise ManifestError(f"{path} is no manifest: give a .csv, .jsonl or .parquet file")
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such file")
+    path = manifest_path(manifest, " or ".join(sorted(columns)))
     found: list[Labelled] = []
     places: dict[str, int] = {}
     for source in expand_inputs([path]).sources:
@@ -63,7 +58,7 @@ def read_labelled(manifest: str | Path, columns: Collection[str],
                                                        for name in columns))
         if not rows:
             continue
-        key = source.video_id if source.path is None else os.path.realpath(source.path)
+        key = source_identity(source)
         if key in places:
             before = found[places[key]]
             found[places[key]] = Labelled(before.source, before.rows + rows)
@@ -120,10 +115,8 @@ def encode_labelled(
                 zip(chunk, pipeline.encode(requests), strict=True), start + 1):
             features = encoded.features
             progress(place, len(labelled), features.video_id, features.error is None)
-            if features.error is not None:
-                stage = encoded.failures[-1].stage if encoded.failures else "encode"
-                failed(Failure(features.video_id, stage, type(features.error).__name__,
-                               str(features.error)))
+            if encoded.failure is not None:
+                failed(encoded.failure)
                 last = f"{features.video_id}: {features.error}"
             else:
                 examples.append(Example(features.restrict(wanted), each.rows))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_capability", "evaluate_task"]
 
+
 def check_capability(spec: TaskSpec, capability: str) -> None:
     """
     Raises:
