@@ -121,6 +121,27 @@ def test_a_decoder_learns_to_write_what_is_worth_more(tmp_path: Path) -> None:
     assert result.metrics["eval_reward_loss"] < -2
 
 
+def test_the_weight_of_rewards_is_its_own(tmp_path: Path) -> None:
+    make_bert(tmp_path / "bert")
+    words = videobert_tokenizer(str(tmp_path / "bert"))[0]
+    make_bundle(tmp_path / "model", words=words, num_decoder_layers=1)
+    make_corpus(tmp_path / "corpus", tokenizer=words)
+
+    def first_loss(name: str, **weights: float) -> float:
+        seen: list[float] = []
+        pretrain(PretrainConfig(
+            corpus=(str(tmp_path / "corpus"),), model=str(tmp_path / "model"), steps=1,
+            mixture={"reward": 1}, loss_weights=weights, log_every=1, eval_every=0, save_every=0,
+            examples={"max_caption_tokens": 12}, batch_size=8), tmp_path / name, device="cpu",
+            logged=lambda numbers: seen.append(numbers.get("loss", 0.0)))
+        return seen[0]
+
+    plain = first_loss("plain")
+    assert plain != 0
+    assert first_loss("doubled", reward=2) == pytest.approx(2 * plain, rel=1e-3)
+    assert first_loss("captions", caption=5) == pytest.approx(plain, rel=1e-3)
+
+
 def test_one_caption_a_video_cannot_be_judged() -> None:
     with pytest.raises(UsageError, match="samples is 1, but must be at least 2"):
         PretrainConfig(samples=1)

@@ -642,7 +642,10 @@ class _Trainer(Trainer):
             inputs["caption_ids"], inputs["caption_weights"], worth = drawn_and_judged(
                 self.accelerator.unwrap_model(model), inputs, references, self.plan.scorer,
                 samples=config.samples, length=config.examples.max_caption_tokens - 1)
-        output = model(**inputs, loss_weights=self.plan.config.loss_weights)
+        weights = self.plan.config.loss_weights
+        if worth is not None:  # to the model, drawn captions are captions
+            weights = {"caption": weights.get("reward", 1.0)}
+        output = model(**inputs, loss_weights=weights)
         loss = output.loss
         if not bool(torch.isfinite(loss)):
             shown = ", ".join(f"{name} {value.item():g}" for name, value in output.losses.items())
