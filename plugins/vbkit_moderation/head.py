@@ -67,32 +67,18 @@ class ModerationHead(Head):
         rows: list[dict[str, Any]] = []
         notes: list[str] = []
         best: list[tuple[float, str]] = []
-        if len(features.clip_times):
-            scores = self.visual_scores(features.clip_features)
-            for name, values in scores.items():
-                rule = self.policy.rule(name, "visual")
-                if rule is None:
-                    continue
-                best.append((float(values.max()), name))
+        if features.segments and not self._reads(features):
+            notes.append(f"text in language {features.language!r} was not judged")
+            self.context.logger.info("%s: %s", features.video_id, notes[-1])
+        for modality, name, rule, values in self._scored(features):
+            best.append((float(np.nanmax(values)), name))
+            if modality == "visual":
                 rows += clip_spans(name, values, features.clip_times, rule, self.options.gap_s)
-        if len(features.segments):
-            if features.language is not None and features.language not in LANGUAGES:
-                notes.append(f"text in language {features.language!r} was not judged")
-                self.context.logger.info("%s: %s", features.video_id, notes[-1])
             else:
-                scores = self.text_scores(features.segment_embeddings)
-                # An empty segment says nothing, whatever its embedding is.
-                said = np.array([bool(text.strip()) for text in features.segments])
-                for name, values in scores.items():
-                    rule = self.policy.rule(name, "text")
-                    if rule is None or not said.any():
-                        continue
-                    values = np.where(said, values, np.nan)
-                    best.append((float(np.nanmax(values)), name))
-                    rows += segment_spans(
-                        name, values, features.segment_times, features.segments, rule,
-                        self.options.gap_s, self.options.evidence_chars,
-                    )
+                rows += segment_spans(
+                    name, values, features.segment_times, features.segments, rule,
+                    self.options.gap_s, self.options.evidence_chars,
+                )
         rows.sort(key=lambda row: (row["start_s"] is None, row["start_s"] or 0.0, row["category"]))
         return {
             MODERATION.name: MODERATION.frame(rows),
@@ -160,17 +146,30 @@ class ModerationHead(Head):
     def greatest(self, features: Features) -> dict[str, float]:
         """The greatest score of each category in a video, in any modality that the policy has."""
         best: dict[str, float] = {}
+        for _, name, _, values in self._scored(features):
+            best[name] = max(best.get(name, 0.0), float(np.nanmax(values)))
+        return best
+
+    def _reads(self, features: Features) -> bool:
+        return features.language in (None, *LANGUAGES)
+
+    def _scored(self, features: Features) -> list[tuple[str, str, Rule, np.ndarray]]:
+        """Modality, category, rule and probabilities of all that the policy looks for.
+
+        Of the clips (C,), or of the segments (S,), NaN where one says nothing, whatever its
+        embedding is.
+        """
         parts: list[tuple[str, dict[str, np.ndarray]]] = []
         if len(features.clip_times):
             parts.append(("visual", self.visual_scores(features.clip_features)))
-        said = [place for place, text in enumerate(features.segments) if text.strip()]
-        if said and features.language in (None, *LANGUAGES):
-            parts.append(("text", self.text_scores(features.segment_embeddings[said])))
-        for modality, scores in parts:
-            for name, values in scores.items():
-                if self.policy.rule(name, modality) is not None:
-                    best[name] = max(best.get(name, 0.0), float(values.max()))
-        return best
+        said = np.array([bool(text.strip()) for text in features.segments], dtype=bool)
+        if said.any() and self._reads(features):
+            scores = self.text_scores(features.segment_embeddings)
+            parts.append(("text", {name: np.where(said, values, np.nan)
+                                   for name, values in scores.items()}))
+        return [(modality, name, rule, values) for modality, scores in parts
+                for name, values in scores.items()
+                if (rule := self.policy.rule(name, modality)) is not None]
 
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""
