@@ -49,6 +49,7 @@ FEATURE_OUTPUTS: dict[str, str] = {
     "token_hidden": "list of S tensors (T, H) float32: the word pieces' outputs",
     "frames": "iterator of FrameBatch: decoded pictures",
     "encode_text": "method: texts into the shared space",
+    "text_branch": "method of `HeadContext`: the text encoder with low-rank changes of the head's",
     "joint": "method: texts through the joint encoder with chosen segments and clips",
     "generate": "method: the decoder",
 }
