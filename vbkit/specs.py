@@ -221,11 +221,12 @@ class TranscriberSpec:
 
     Args:
         name: `[a-z][a-z0-9_]*`.
-        summary: one line.
-        factory: `"package.module:callable"`, called as `factory(options, device)`. Returns an
-            object with `available() -> bool` (a model is on disk or was named) and
-            `transcribe(path) -> vbkit.media.Transcript`.
-        options: a frozen data class, as a task's; its defaults are used.
+        summary: one line, shown by `vbkit transcribers`.
+        factory: `"package.module:callable"`, called as `factory(options, device)` with an instance
+            of `options` and `"cpu"`, `"cuda"`, `"cuda:1"` or `"mps"`. Returns a
+            `vbkit.media.Transcriber`; raises `vbkit.errors.OptionError` for options that cannot be.
+        options: a frozen data class that can be imported; its fields become
+            `-o name.field=value` and help text.
     """
 
     name: str

@@ -239,6 +239,19 @@ CORE_TABLES: dict[str, TableSchema] = {
             doc="a segment of the transcript",
         ),
         TableSchema(
+            "words",
+            (
+                Column("segment", "int64", doc="the transcript segment that it is in"),
+                Column("word", "int64", doc="index of the word in its segment, from 0"),
+                Column("start_s", "float64", "s", doc="start"),
+                Column("end_s", "float64", "s", doc="end"),
+                Column("text", "string", doc="the word, with its punctuation"),
+                Column("probability", "float64", "", True,
+                       "how sure the speech recognition is (0–1); NULL where it does not say"),
+            ),
+            doc="a word that was heard, where the times of words are known",
+        ),
+        TableSchema(
             "clips",
             (
                 Column("clip", "int64", doc="index of the clip, from 0"),

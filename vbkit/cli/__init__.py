@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tasks": ("vbkit.cli.plugins:tasks", "List the tasks, or describe one."),
     "plugins": ("vbkit.cli.plugins:plugins", "List the plugins, also those that failed."),
     "models": ("vbkit.cli.plugins:models", "List the named models."),
+    "transcribers": ("vbkit.cli.plugins:transcribers", "List what hears speech, or describe one."),
     "doctor": ("vbkit.cli.doctor:doctor", "Check this installation, and say what to do."),
 }
 

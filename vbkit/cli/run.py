@@ -52,12 +52,13 @@ def engine_options(command: Any) -> Any:
 @click.option("--head", "heads", multiple=True, metavar="T=PATH",
               help="A fine-tuned head for a task; may be repeated.")
 @click.option("--transcript", default="auto", show_default=True, metavar="auto|none|PATH",
-              help="auto: a sidecar file, else an embedded stream, else speech where a model is "
-                   "at hand.")
+              help="auto: a sidecar file, else an embedded stream, else speech, with a model that "
+                   "is on disk or that -o whisper.model names.")
 @click.option("--question", "questions", multiple=True, metavar="Q",
               help="A question for `qa`, asked of every video; may be repeated.")
-@click.option("-o", "options", multiple=True, metavar="TASK.OPTION=VALUE",
-              help="An option of a task (`vbkit tasks T` lists them); may be repeated.")
+@click.option("-o", "options", multiple=True, metavar="NAME.OPTION=VALUE",
+              help="An option of a task (`vbkit tasks T` lists them), or of speech to text "
+                   "(`vbkit transcribers T`), such as whisper.model=small; may be repeated.")
 @click.option("--policy", type=click.Path(path_type=Path), metavar="FILE",
               help="Moderation policy (YAML); short for -o moderation.policy=FILE.")
 @click.option("--captions", is_flag=True,
@@ -110,10 +111,12 @@ def run(
         _assign_policy(policy, declared, assigned)
     with _progress(as_json) as progress:
         from vbkit.engine import Engine
+        from vbkit.engine.listening import split_options
 
+        assigned, of_speech = split_options(manager, tasks, assigned)
         engine = Engine(model or "mini", device, precision=precision, cache=cache,
                         decode_workers=decode_workers, decode_timeout_s=decode_timeout,
-                        reader=reader, manager=manager)
+                        reader=reader, manager=manager, options=of_speech)
         result = engine.run(
             list(inputs), list(tasks), out=out, questions=questions, options=assigned,
             heads=_heads(heads), transcript=transcript, fresh=fresh, captions=captions,

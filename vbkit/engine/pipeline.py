@@ -32,6 +32,7 @@ from vbkit.features import Features
 from vbkit.media.audio import audio_duration
 from vbkit.media.content import content_id
 from vbkit.media.decode import DecodedVideo, DecodeJob, DecodePool
+from vbkit.media.speech import SpeechToText, transcript_from_json, transcript_json
 from vbkit.media.transcripts import detect_language, resolve_transcript
 from vbkit.media.types import FrameBatch, Transcript, VideoInfo
 from vbkit.model.backbones import ImageBackbone
@@ -174,7 +175,7 @@ class Pipeline:
         workers: decoding processes.
         timeout_s: how long a decoder may be silent.
         keyframes: whether to make pictures of clips.
-        transcribe: speech to text, or None.
+        speech: speech to text, or in words why there is none, or None.
         plugin_openers: whether the decoder asks plugins (`vbkit_open_video`).
         reader: `"pyav"` or `"decord"`; None for what suits the file.
     """
@@ -190,7 +191,7 @@ class Pipeline:
         keyframes: bool = True,
         workers: int = 1,
         timeout_s: float = 60.0,
-        transcribe: Callable[[Path], Transcript | None] | None = None,
+        speech: SpeechToText | str | None = None,
         plugin_openers: bool = False,
         reader: str | None = None,
     ) -> None:
@@ -202,7 +203,7 @@ class Pipeline:
         self.keyframes = keyframes
         self.workers = workers
         self.timeout_s = timeout_s
-        self.transcribe = transcribe
+        self.speech = speech
         self.plugin_openers = plugin_openers
         self.reader = reader
         # Sources that are hashed, read for transcripts and given to the decoder ahead of time.
@@ -214,21 +215,27 @@ class Pipeline:
         self._lanes: BackboneLanes | None = None
         self._pool: DecodePool | None = None
         self._prober: DecodePool | None = None
+        self._preparing: deque[Future[Prepared]] = deque()
+        self._listening = False
 
     # --- before decoding ----------------------------------------------------------------------
 
     def prepare(self, sources: Iterable[Source]) -> Iterator[Prepared]:
         """Hash sources and find their transcripts, some sources ahead, in order."""
+        waiting = self._preparing = deque()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="vbkit-prepare")
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="vbkit-prepare") as thread:
-                waiting: deque[Future[Prepared]] = deque()
-                for source in sources:
-                    waiting.append(thread.submit(self._prepare, source))
-                    if len(waiting) > self._ahead:
-                        yield waiting.popleft().result()
-                while waiting:
+            for source in sources:
+                waiting.append(thread.submit(self._prepare, source))
+                if len(waiting) > self._ahead:
                     yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
+            waiting.clear()
+            if isinstance(self.speech, SpeechToText):
+                self.speech.close()
+            thread.shutdown(cancel_futures=True)
             if self._prober is not None:
                 self._prober.close()
                 self._prober = None
@@ -246,6 +253,33 @@ class Pipeline:
         except MediaError:
             return None  # said when it is decoded
 
+    def _listen(self, path: Path, identity: str) -> Transcript:
+        """What is said in a file, from the cache or by speech to text."""
+        speech = self.speech
+        assert isinstance(speech, SpeechToText)
+        cache = self.cache if identity else None
+        key = _hash([speech.name, speech.identity])[:16]
+        if cache is not None and not self.fresh:
+            found = cache.load(identity, "speech", key)
+            if found is not None:
+                try:
+                    return transcript_from_json(found[1]["transcript"])
+                except (KeyError, TypeError, ValueError):
+                    pass  # written by another version
+        began = time.perf_counter()
+        self._listening = True
+        try:
+            transcript = speech.transcribe(path)
+        finally:
+            self._listening = False
+            self.seconds["speech"] += time.perf_counter() - began
+        if cache is not None:
+            try:
+                cache.save(identity, "speech", key, {}, {"transcript": transcript_json(transcript)})
+            except StoreError as error:  # the next run has to listen again
+                logger.warning("%s: %s", path, error)
+        return transcript
+
     def _prepare(self, source: Source) -> Prepared:
         failures: list[Failure] = []
 
@@ -256,9 +290,21 @@ class Pipeline:
         if source.problem is not None:
             fail("open", source.problem, "MediaError")
             return Prepared(source, failures=tuple(failures))
+        identity = ""
+        if source.path is not None:
+            try:
+                memo = self.cache.folder if self.cache is not None else None
+                identity = content_id(source.path, memo)
+            except Exception as error:
+                fail("open", error)
+        speech: Callable[[Path], Transcript] | str | None
+        if isinstance(self.speech, SpeechToText):
+            speech = partial(self._listen, identity=identity)
+        else:
+            speech = self.speech
         try:
             transcript = resolve_transcript(
-                source, self.transcript, speech=self.transcribe,
+                source, self.transcript, speech=speech,
                 embedded=lambda: self._embedded(source.path))
         except VbkitError as error:
             transcript = Transcript()
@@ -268,14 +314,9 @@ class Pipeline:
             fail("transcript", error)
         texts = [segment.text for segment in transcript.segments]
         transcript_id = transcript_hash(transcript)
-        identity = transcript_id
-        if source.path is not None:
-            try:
-                memo = self.cache.folder if self.cache is not None else None
-                identity = content_id(source.path, memo)
-            except Exception as error:
-                fail("open", error)
-        elif not transcript.segments and not failures:
+        if source.path is None:
+            identity = transcript_id
+        if source.path is None and not transcript.segments and not failures:
             fail("open", "there is neither a video nor a transcript", "MediaError")
         sound_s = None
         if source.kind == "audio" and source.path is not None:
@@ -303,6 +344,12 @@ class Pipeline:
         try:
             while True:
                 while not exhausted and len(waiting) < self._ahead:
+                    if self._busy_listening():
+                        if waiting:
+                            break  # what is there is encoded meanwhile
+                        self._flush()
+                        while started:
+                            yield self._finish(started.popleft())
                     request = next(stream, None)
                     if request is None:
                         exhausted = True
@@ -329,6 +376,11 @@ class Pipeline:
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
+
+    def _busy_listening(self) -> bool:
+        """Whether the next source is being listened to, which may take minutes."""
+        return (self._listening and len(self._preparing) > 0
+                and not self._preparing[0].done())
 
     def _enter(self, request: Request, *queues: Iterable[_Item]) -> _Item:
         item = _Item(request)

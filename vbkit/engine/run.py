@@ -376,7 +376,9 @@ class Runner:
         failures += self._older_failures(video_id, todo, usable)
         status = "failed" if not usable else "partial" if failures else "ok"
         tables |= self._core_tables(encoded, failures, status)
-        for name in ("segments", "clips", "errors", "videos"):  # videos last: it says "done"
+        for name in ("segments", "words", "clips", "errors", "videos"):  # last: it says "done"
+            if name not in tables:
+                continue
             # What was cut short by a decoder that hung or crashed is tried again next time.
             done = encoded.complete and status != "failed"
             core_fingerprint = self._core_fingerprint(prepared) if done else ""
@@ -449,7 +451,12 @@ class Runner:
             "transcript_source": prepared.transcript.source, "language": prepared.language,
         }
         keyframes = _keyframe_of_clip(encoded.clip_times, encoded.keyframes, prepared.content_id)
+        words = [
+            {"segment": i, "word": j, "start_s": w.start_s, "end_s": w.end_s, "text": w.text,
+             "probability": w.probability}
+            for i, s in enumerate(segments) for j, w in enumerate(s.words)]
         return {
+            **({"words": CORE_TABLES["words"].frame(words)} if words else {}),
             "videos": CORE_TABLES["videos"].frame([video]),
             "segments": CORE_TABLES["segments"].frame([
                 {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text}
@@ -493,7 +500,7 @@ class Runner:
             before = (store.metadata("videos", video_id) or {}).get("input", now)
             other = [name for name in list_tables(store.out)
                      if name not in schemas and name not in CORE_TABLES] if before != now else []
-            for name in (*lost, *other):
+            for name in (*lost, *other, *(["words"] if "words" not in schemas else [])):
                 store.remove(name, video_id)
             for name, jpeg in pictures:
                 if not (store.out / name).exists():

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbkit.media.audio import audio_duration, has_audio
+    from vbkit.media.audio import FileSound, audio_duration, has_audio
     from vbkit.media.content import content_id, text_content_id
     from vbkit.media.decode import ClipBatch, DecodedVideo, DecodeJob, DecodePool
     from vbkit.media.language import detect_language
@@ -21,18 +21,33 @@ if TYPE_CHECKING:
         parse_text,
         resolve_transcript,
     )
-    from vbkit.media.types import FrameBatch, Segment, Transcript, VideoInfo, VideoReader
+    from vbkit.media.types import (
+        FrameBatch,
+        Segment,
+        Sound,
+        SoundPiece,
+        Transcriber,
+        Transcript,
+        VideoInfo,
+        VideoReader,
+        Word,
+    )
 
 _LAZY = {
     "ClipBatch": "decode",
     "DecodeJob": "decode",
     "DecodePool": "decode",
     "DecodedVideo": "decode",
+    "FileSound": "audio",
     "FrameBatch": "types",
     "Segment": "types",
+    "Sound": "types",
+    "SoundPiece": "types",
+    "Transcriber": "types",
     "Transcript": "types",
     "VideoInfo": "types",
     "VideoReader": "types",
+    "Word": "types",
     "audio_duration": "audio",
     "content_id": "content",
     "detect_language": "language",
@@ -52,11 +67,16 @@ __all__ = [
     "DecodeJob",
     "DecodePool",
     "DecodedVideo",
+    "FileSound",
     "FrameBatch",
     "Segment",
+    "Sound",
+    "SoundPiece",
+    "Transcriber",
     "Transcript",
     "VideoInfo",
     "VideoReader",
+    "Word",
     "audio_duration",
     "content_id",
     "detect_language",
