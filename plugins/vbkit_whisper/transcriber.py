@@ -32,8 +32,8 @@ _JOINED_GAP_S = 0.5  # a shorter silence does not end a stretch
 _SILENCE_MS = 200
 _PAD_MS = 400
 
-# What is not to be believed. Whisper's paper (section 4.5) rejects text that repeats itself (ratio of
-# compression above 2.4), and text of which the model is unsure (mean log-probability of the word
+# What is not to be believed. Whisper's paper (section 4.5) rejects text that repeats itself (ratio
+# of compression above 2.4), and text of which the model is unsure (mean log-probability of the word
 # pieces below −1) where it also says that there is probably no speech (0.6). It wants every word;
 # here no word is better than an invented one, so the bounds are tighter.
 _UNSURE = -0.8

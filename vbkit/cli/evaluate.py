@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vbkit.cli.finetune import task_options
+from vbkit.cli.finetune import speech_options, task_options
 from vbkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _OF_MODELS = ("cloze", "retrieval", "caption", "alignment")
 @click.option("--head", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Task: a head that vbkit finetune wrote.  [default: the shipped one]")
 @click.option("-o", "--option", "assignments", multiple=True, metavar="T.OPTION=VALUE",
-              help="Task: an option of it.")
+              help="Task: an option of it, or of speech to text.")
 @click.option("--transcript", default="auto", show_default=True, metavar="auto|none|PATH",
               help="Task: where speech is taken from.")
 @click.option("--model", default="mini", show_default=True, metavar="NAME|PATH",
@@ -105,7 +105,8 @@ def evaluate(
         def progress(done: int, total: int, video_id: str, ok: bool) -> None:
             reporter(Progress(done, total, video_id, "ok" if ok else "failed"))
 
-        engine = Engine(model, device, precision=precision, cache=cache)
+        engine = Engine(model, device, precision=precision, cache=cache,
+                        options=speech_options(task, assignments))
         if of_task:
             result = evaluate_task(
                 engine, task, manifest, head=head, options=options, transcript=transcript,

@@ -24,7 +24,7 @@ __all__ = ["finetune"]
 @click.option("--head", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="A head to go on from.  [default: the shipped one, if any]")
 @click.option("-o", "--option", "assignments", multiple=True, metavar="T.OPTION=VALUE",
-              help="An option of the task.")
+              help="An option of the task, or of speech to text.")
 @click.option("--model", default="mini", show_default=True, metavar="NAME|PATH",
               help="Model: a name (`vbkit models`), a folder, or a hub id.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
@@ -78,7 +78,8 @@ def finetune(
         from vbkit.training.finetune import finetune as train
 
         result = train(
-            Engine(model, device, precision=precision, cache=cache), task, manifest, out, val=val,
+            Engine(model, device, precision=precision, cache=cache,
+                   options=speech_options(task, assignments)), task, manifest, out, val=val,
             val_share=val_share, head=head, options=task_options(task, assignments),
             transcript=transcript,
             fit=FitOptions(seed=seed, epochs=epochs, learning_rate=learning_rate, logged=say),
@@ -92,7 +93,7 @@ def finetune(
 
 
 def task_options(task: str, assignments: tuple[str, ...]) -> dict[str, Any]:
-    """Options of one task out of `-o TASK.OPTION=VALUE`.
+    """Options of one task out of `-o TASK.OPTION=VALUE`; those of speech to text are left out.
 
     Raises:
         UsageError: an assignment is malformed, or is for another task.
@@ -102,7 +103,22 @@ def task_options(task: str, assignments: tuple[str, ...]) -> dict[str, Any]:
 
     given = split_assignments(assignments)
     bare = task.rpartition(":")[2]
+    speech = speech_options(task, assignments)
     for name in given:
-        if name.rpartition(":")[2] != bare:
+        if name.rpartition(":")[2] != bare and name not in speech:
             raise UsageError(f"-o {name}.… is an option of another task than {task}")
-    return {key: value for values in given.values() for key, value in values.items()}
+    return {key: value for name, values in given.items() if name not in speech
+            for key, value in values.items()}
+
+
+def speech_options(task: str, assignments: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Options of speech to text out of `-o NAME.OPTION=VALUE`."""
+    from vbkit.options import split_assignments
+    from vbkit.plugins import default_manager
+
+    given = split_assignments(assignments)
+    if all(name.rpartition(":")[2] == task.rpartition(":")[2] for name in given):
+        return {}
+    heard = {declared.name for declared in default_manager().transcribers()}
+    return {name: values for name, values in given.items()
+            if name.rpartition(":")[2] in heard - {task.rpartition(":")[2]}}

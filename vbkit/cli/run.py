@@ -113,12 +113,12 @@ def run(
         from vbkit.engine import Engine
         from vbkit.engine.listening import split_options
 
-        assigned, of_speech = split_options(manager, tasks, assigned)
+        of_tasks, of_speech = split_options(manager, tasks, assigned)
         engine = Engine(model or "mini", device, precision=precision, cache=cache,
                         decode_workers=decode_workers, decode_timeout_s=decode_timeout,
                         reader=reader, manager=manager, options=of_speech)
         result = engine.run(
-            list(inputs), list(tasks), out=out, questions=questions, options=assigned,
+            list(inputs), list(tasks), out=out, questions=questions, options=of_tasks,
             heads=_heads(heads), transcript=transcript, fresh=fresh, captions=captions,
             wait_s=wait_s, progress=progress, command=shlex.join(["vbkit", *sys.argv[1:]]))
     if as_json:
