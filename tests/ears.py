@@ -6,7 +6,9 @@ import os
 import time
 from dataclasses import dataclass
 
-from vbkit import TranscriberSpec, hookimpl, option
+import pandas as pd
+
+from vbkit import Column, Head, TableSchema, TaskSpec, TranscriberSpec, hookimpl, option
 from vbkit.errors import ModelError, TranscriptError
 from vbkit.media import Segment, Sound, Transcript, Word
 
@@ -39,6 +41,8 @@ class Ears:
             os._exit(7)
         if says == "wait":
             time.sleep(60)
+        if says == "slow":
+            time.sleep(4)
         if says == "raise":
             raise ValueError("my ears hurt")
         if says == "refuse":
@@ -55,7 +59,19 @@ class Ears:
                            Segment(says, start, start + 2, words, "en")))
 
 
+class Said(Head):
+    """How many segments there are."""
+
+    def predict(self, features):
+        return {"said": pd.DataFrame([{"n": len(features.segments)}])}
+
+
 class Plugin:
+    @hookimpl
+    def vbkit_tasks(self):
+        yield TaskSpec("said", "Counts segments.", "ears:Said", frozenset({"segments"}),
+                       (TableSchema("said", (Column("n", "int64"),)),))
+
     @hookimpl
     def vbkit_transcribers(self):
         yield TranscriberSpec("ears", "Hears what it is told.", "ears:Ears", EarsOptions)

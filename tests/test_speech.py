@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -193,7 +194,7 @@ def test_transcripts_survive_json() -> None:
 
 @pytest.fixture(scope="module")
 def hearing(engine):
-    """An engine whose only speech to text is that of `ears`, with the shipped tasks."""
+    """An engine whose only speech to text is that of `ears`, and whose task counts."""
     import os
 
     before = os.environ.get("VBKIT_DISABLE_PLUGINS")
@@ -202,7 +203,9 @@ def hearing(engine):
         manager = PluginManager()
         manager.register(ears.Plugin(), "ears")
         manager.load()
-        yield vbkit.Engine(model="mini", device="cpu", manager=manager)
+        own = copy.copy(engine)  # the loaded model is shared
+        own.manager = manager
+        yield own
     finally:
         if before is None:
             del os.environ["VBKIT_DISABLE_PLUGINS"]
@@ -226,7 +229,7 @@ def test_speech_is_the_last_resort_and_is_heard_once(hearing, folder, tmp_path) 
     log = tmp_path / "log"
 
     def run(**more):
-        return hearing.run([folder], ["sentiment"], out=tmp_path / "out",
+        return hearing.run([folder], ["said"], out=tmp_path / "out",
                            options={"ears": {"log": str(log)}}, **more)
 
     result = run()
@@ -255,9 +258,9 @@ def test_speech_is_the_last_resort_and_is_heard_once(hearing, folder, tmp_path) 
 
 def test_a_sidecar_that_comes_later_replaces_what_was_heard(hearing, folder, tmp_path) -> None:
     out = tmp_path / "out"
-    hearing.run([folder / "a.mkv"], ["sentiment"], out=out)
+    hearing.run([folder / "a.mkv"], ["said"], out=out)
     (folder / "a.txt").write_text("This is what was said.")
-    result = hearing.run([folder / "a.mkv"], ["sentiment"], out=out)
+    result = hearing.run([folder / "a.mkv"], ["said"], out=out)
     assert result.tables["videos"]["transcript_source"].tolist() == ["sidecar"]
     assert "words" not in result.tables or not len(result.tables["words"])
 
@@ -266,7 +269,7 @@ def test_what_cannot_be_heard_is_partial_and_the_run_goes_on(hearing, folder, tm
     shutil.copy(folder / "a.mkv", folder / "bad.mkv")
     with (folder / "bad.mkv").open("ab") as file:
         file.write(b"\0")  # other content
-    result = hearing.run([folder], ["sentiment"], out=tmp_path / "out",
+    result = hearing.run([folder], ["said"], out=tmp_path / "out",
                          options={"ears": {"says": "die"}})
     videos = result.tables["videos"].set_index("video_id")
     assert videos["status"].to_dict() == {
@@ -280,16 +283,23 @@ def test_what_cannot_be_heard_is_partial_and_the_run_goes_on(hearing, folder, tm
 def test_silence_has_no_transcript_and_is_not_heard_again(hearing, folder, tmp_path) -> None:
     options = {"ears": {"says": "nothing", "log": str(tmp_path / "log")}}
     for _ in range(2):
-        result = hearing.run([folder / "a.mkv"], ["sentiment"], out=tmp_path / "out",
+        result = hearing.run([folder / "a.mkv"], ["said"], out=tmp_path / "out",
                              options=options)
     assert result.tables["videos"]["transcript_source"].tolist() == ["none"]
     assert len((tmp_path / "log").read_text().splitlines()) == 1
     assert any("no speech in its sound" in note for note in result.report.notes)
 
 
+def test_a_video_is_finished_while_the_next_is_listened_to(hearing, folder) -> None:
+    done: list[float] = []
+    hearing.run([folder / "a.mkv", folder / "sound.wav"], ["said"],
+                options={"ears": {"says": "slow"}}, progress=lambda _: done.append(time.monotonic()))
+    assert done[1] - done[0] > 1  # of the four seconds that listening takes
+
+
 def test_options_of_speech_are_checked_before_anything_runs(hearing, folder, tmp_path) -> None:
     def run(options, **more):
-        return hearing.run([folder], ["sentiment"], options=options, **more)
+        return hearing.run([folder], ["said"], options=options, **more)
 
     with pytest.raises(UsageError, match="ears: nothing to hear with"):
         run({"ears": {"lacks": "nothing to hear with"}})
@@ -456,6 +466,45 @@ def test_sentences_lose_no_word_and_stay_short(texts: list[str]) -> None:
     assert all(s.text for s in made)
 
 
+class Polyglot:
+    """Stands for a model of several languages: its sound's level says which it is, and how sure."""
+
+    is_multilingual = True
+
+    def __init__(self) -> None:
+        self.model = self
+
+    def feature_extractor(self, samples: np.ndarray) -> np.ndarray:
+        return np.full((80, 10), samples.mean())
+
+    def encode(self, features: np.ndarray) -> np.ndarray:
+        return features[:, 0, 0]
+
+    def detect_language(self, levels: np.ndarray) -> list[list[tuple[str, float]]]:
+        return [[(f"<|{'de' if level > 5 else 'en'}|>", float(level % 1)), ("<|fr|>", 0.0)]
+                for level in levels]
+
+
+def languages(levels_seconds: list[tuple[float, float]], before: str | None) -> list[str]:
+    pytest.importorskip("faster_whisper")
+    whisper = Whisper(WhisperOptions(), "cpu")
+    whisper._model, whisper._batch = Polyglot(), 2
+    samples = np.concatenate([[0.0], *(np.full(int(s * RATE), v) for v, s in levels_seconds)])[1:]
+    edges = np.cumsum([0, *(int(s * RATE) for _, s in levels_seconds)])
+    found = [Stretch(int(a), int(b)) for a, b in pairwise(edges)]
+    told = whisper._languages(samples, found, before)
+    return [told[stretch] for stretch in found]
+
+
+def test_a_language_is_told_by_what_is_long_and_clear() -> None:
+    assert languages([(1.9, 5), (9.9, 5), (9.9, 1), (1.9, 6), (9.3, 6)], None) == [
+        "en", "de", "de", "en", "en"]
+    assert languages([(9.9, 1), (1.9, 5)], None) == ["en", "en"]  # the start has what comes first
+    assert languages([(9.9, 1), (1.9, 5)], "fr") == ["fr", "en"]
+    assert languages([(9.9, 1), (9.8, 2)], None) == ["de", "de"]  # nothing is long
+    assert languages([], None) == []
+
+
 # --- Whisper itself -----------------------------------------------------------------------------
 
 
@@ -546,9 +595,8 @@ def test_a_run_hears_a_video_whose_sound_starts_later(engine, tmp_path: Path) ->
                 packet.dts = packet.pts
                 packet.stream = sound
                 container.mux(packet)
-    own = vbkit.Engine(model="mini", device="cpu",
-                       options={"whisper": {"model": model, "cpu_threads": 1}})
-    result = own.run([video], ["sentiment"])
+    result = engine.run([video], ["sentiment"],
+                        options={"whisper": {"model": model, "cpu_threads": 1}})
     assert result.tables["videos"]["transcript_source"].tolist() == ["speech"]
     assert result.tables["videos"]["language"].tolist() == ["en"]
     segments = result.tables["segments"]

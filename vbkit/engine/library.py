@@ -82,7 +82,7 @@ class Library:
 
         assert self.cache is not None
         cache = FeatureCache(self.cache)
-        pipeline = self.engine.pipeline(cache, keyframes=False)
+        pipeline = self.engine.pipeline(cache, "none", keyframes=False)
         requests = [Request(prepared, needs, questions)
                     for prepared in self._prepared() if self._at_hand(cache, prepared)]
         for encoded in pipeline.encode(requests):

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Encoded", "Pipeline", "Prepared", "Request", "transcript_hash"]
 
 _FRAMES_SHORT_SIDE = 480
+_PATIENCE_S = 0.2
 TEXT_OUTPUTS = frozenset({"segments", "segment_times", "segment_embeddings", "encode_text"})
 """Outputs that need no picture."""
 _WITHOUT_SUBTITLES = frozenset({".avi", ".flv", ".gif", ".mpeg", ".mpg", ".wmv"})
@@ -216,13 +217,14 @@ class Pipeline:
         self._pool: DecodePool | None = None
         self._prober: DecodePool | None = None
         self._preparing: deque[Future[Prepared]] = deque()
-        self._listening = False
 
     # --- before decoding ----------------------------------------------------------------------
 
     def prepare(self, sources: Iterable[Source]) -> Iterator[Prepared]:
         """Hash sources and find their transcripts, some sources ahead, in order."""
         waiting = self._preparing = deque()
+        if isinstance(self.speech, SpeechToText):
+            self.speech.open()
         thread = ThreadPoolExecutor(1, thread_name_prefix="vbkit-prepare")
         try:
             for source in sources:
@@ -267,11 +269,9 @@ class Pipeline:
                 except (KeyError, TypeError, ValueError):
                     pass  # written by another version
         began = time.perf_counter()
-        self._listening = True
         try:
             transcript = speech.transcribe(path)
         finally:
-            self._listening = False
             self.seconds["speech"] += time.perf_counter() - began
         if cache is not None:
             try:
@@ -344,7 +344,7 @@ class Pipeline:
         try:
             while True:
                 while not exhausted and len(waiting) < self._ahead:
-                    if self._busy_listening():
+                    if self._listening(0.0 if waiting else _PATIENCE_S):
                         if waiting:
                             break  # what is there is encoded meanwhile
                         self._flush()
@@ -377,10 +377,11 @@ class Pipeline:
                 self._pool.close()
                 self._pool = None
 
-    def _busy_listening(self) -> bool:
-        """Whether the next source is being listened to, which may take minutes."""
-        return (self._listening and len(self._preparing) > 0
-                and not self._preparing[0].done())
+    def _listening(self, patience_s: float) -> bool:
+        """Whether the next source may be listened to for minutes: it is not ready in time."""
+        if not isinstance(self.speech, SpeechToText) or not self._preparing:
+            return False
+        return not wait([self._preparing[0]], patience_s).done
 
     def _enter(self, request: Request, *queues: Iterable[_Item]) -> _Item:
         item = _Item(request)

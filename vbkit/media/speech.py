@@ -62,7 +62,6 @@ class SpeechToText:
         Raises:
             TranscriptError: it could not be found out.
         """
-        self._closed.clear()
         if self._process is None or not self._process.alive:
             self._start()
         assert self._process is not None
@@ -77,13 +76,19 @@ class SpeechToText:
             if header["type"] == "end":
                 return transcript_from_json(header["transcript"])
 
+    def open(self) -> None:
+        """Allow it to listen again after `close`."""
+        self._closed.clear()
+
     def close(self) -> None:
-        """End the process; a transcription that is going on is given up."""
+        """End the process, and give up what it is listening to and what comes until `open`."""
         self._closed.set()
         self._stop()
 
     def _start(self) -> None:
         self._stop()
+        if self._closed.is_set():
+            raise TranscriptError("speech to text was given up")
         self._process = WorkerProcess("vbkit.media.speech_worker", self._settings, {})
         self._next(_START_S, f"speech to text ({self.name})")
 
