@@ -293,7 +293,8 @@ def test_silence_has_no_transcript_and_is_not_heard_again(hearing, folder, tmp_p
 def test_a_video_is_finished_while_the_next_is_listened_to(hearing, folder) -> None:
     done: list[float] = []
     hearing.run([folder / "a.mkv", folder / "sound.wav"], ["said"],
-                options={"ears": {"says": "slow"}}, progress=lambda _: done.append(time.monotonic()))
+                options={"ears": {"says": "slow"}},
+                progress=lambda _: done.append(time.monotonic()))
     assert done[1] - done[0] > 1  # of the four seconds that listening takes
 
 
@@ -559,6 +560,17 @@ def test_whisper_invents_nothing_for_tones_noise_music_and_silence(
     assert whisper.transcribe(FileSound(sample)).segments == ()  # a film's music and birds
     assert whisper.transcribe(Made(noise)).segments == ()
     assert whisper.transcribe(Made(np.zeros(20 * RATE, np.float32))).segments == ()
+
+
+def test_without_a_usable_gpu_it_runs_on_the_cpu_and_says_so(tmp_path: Path) -> None:
+    model = tiny_en()
+    import ctranslate2
+
+    if ctranslate2.get_cuda_device_count():
+        pytest.skip("there is a GPU")
+    made = Whisper(WhisperOptions(model=model, cpu_threads=1), "cuda:0")
+    found = made.transcribe(FileSound(make_sound(tmp_path / "a.wav")))
+    assert found.notes[0].startswith("Whisper ran on the CPU, since the GPU cannot be used: ")
 
 
 def test_an_english_model_refuses_another_language() -> None:
