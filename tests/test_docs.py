@@ -204,6 +204,7 @@ def test_command_line_is_one_that_vbkit_takes(line: str) -> None:
     if name == "run":
         tasks = set(given["tasks"]) - OF_EXAMPLES
         specs = {task: default_manager().get_task(task).spec for task in tasks}
+        specs |= {heard.name: heard.spec for heard in default_manager().transcribers()}
         for task, values in split_assignments(given["options"]).items():
             if task not in OF_EXAMPLES:
                 parse_options(specs[task].options, values, task)
