@@ -25,7 +25,7 @@ from media_files import make_sound, make_video, numbered_frame
 import vbkit
 from vbkit.cli import cli
 from vbkit.errors import MediaError, ModelError, OptionError, TranscriptError, UsageError
-from vbkit.media import FileSound, Segment, SoundPiece, Transcript, Word
+from vbkit.media import FileSound, Segment, SoundPiece, Transcript, Word, load_transcript
 from vbkit.media.speech import SpeechToText, transcript_from_json, transcript_json
 from vbkit.options import options_json, parse_options
 from vbkit.plugins import PluginManager
@@ -187,6 +187,20 @@ def test_transcripts_survive_json() -> None:
     assert again.segments[0] == made.segments[0]
     assert (again.segments[1].text, again.segments[1].timed) == ("untimed", False)
     assert (again.source, again.language, again.notes) == ("speech", "en", ("a note",))
+
+
+def test_words_of_whispers_json_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"segments": [
+        {"text": " Hello there", "start": 0, "end": 2, "words": [
+            {"word": " Hello", "start": 0.0, "end": 0.5, "probability": 0.9},
+            {"word": " there", "start": 0.5, "end": "soon"}, {"word": " "}, 3,
+            {"word": " now", "start": 1, "end": 2}]},
+        {"text": "Bye", "start": 2, "end": 3, "words": None}]}))
+    first, second = load_transcript(tmp_path / "a.json").segments
+    assert [(w.text, w.start_s, w.end_s) for w in first.words] == [
+        ("Hello", 0, 0.5), ("now", 1, 2)]
+    assert first.words[0].probability == 0.9
+    assert second.words == ()
 
 
 # --- in a run -----------------------------------------------------------------------------------

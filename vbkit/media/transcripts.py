@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vbkit.errors import MediaError, TranscriptError
 from vbkit.media.kinds import TRANSCRIPT_SUFFIXES
 from vbkit.media.language import detect_language
-from vbkit.media.types import Segment, Transcript
+from vbkit.media.types import Segment, Transcript, Word
 
 if TYPE_CHECKING:
     from vbkit.sources import Source
@@ -227,7 +227,19 @@ def _segment(item: Any, where: str) -> Segment:
         end = start + _number(item.get("duration"))
     if start != start or end != end:
         start = end = nan
-    return Segment(item["text"], start, end)
+    return Segment(item["text"], start, end, _words(item.get("words")))
+
+
+def _words(value: Any) -> tuple[Word, ...]:
+    """The timed words of Whisper's JSON, without those that are malformed."""
+    words = []
+    for item in value if isinstance(value, list) else ():
+        if not isinstance(item, Mapping) or not isinstance(item.get("word"), str):
+            continue
+        start, end = _number(item.get("start")), _number(item.get("end"))
+        if start == start and end == end and item["word"].strip():
+            words.append(Word(item["word"].strip(), start, end, _number(item.get("probability"))))
+    return tuple(words)
 
 
 def _from_json(text: str) -> tuple[list[Segment], str | None]:
