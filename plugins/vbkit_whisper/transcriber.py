@@ -39,7 +39,7 @@ _PAD_MS = 400
 _UNSURE = -0.8
 _NO_SPEECH, _UNSURE_WITHOUT_SPEECH = 0.25, -0.5
 _REPETITIVE = 2.4
-_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8)
+_TEMPERATURES = (0.4, 0.8)
 
 _SURE_LANGUAGE = 0.6
 _LANGUAGE_S = 4.0  # in a shorter stretch the language is not told by itself
