@@ -121,16 +121,12 @@ def show(
 ) -> None:
     """Print rows of TABLE in the results folder OUT."""
     from vbkit.cli.printing import print_frame
-    from vbkit.store.reading import StoredTable, to_pandas
+    from vbkit.store.reading import head, retry, to_pandas
 
-    def read(stored: StoredTable) -> tuple[pd.DataFrame, int]:
-        chosen = stored.choose(_split(columns))
-        frame = to_pandas(stored.select(chosen, where, limit or None), stored.schema)
-        frame.attrs.update(stored.attributes(chosen))
-        total = len(frame) if not limit or len(frame) < limit else stored.count(where)
-        return frame, total
-
-    frame, total = StoredTable.read(out, table, read)
+    stored, data, total = retry(
+        out, lambda: head(out, table, _split(columns), where, limit or None))
+    frame = to_pandas(data, stored.schema)
+    frame.attrs.update(stored.attributes(data.column_names))
     print_frame(frame, as_json=as_json)
     more = total - len(frame)
     if more > 0:
