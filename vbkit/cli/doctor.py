@@ -353,7 +353,6 @@ def _size(size: int) -> str:
 _FOR = {
     "asr": "speech to text", "excel": "vbkit export --to xlsx", "report": "vbkit report",
     "tensorboard": "curves of vbkit pretrain", "meteor": "the METEOR of captions",
-    "notebook": "running the notebook of the docs",
 }
 _OF_DEVELOPERS = {"dev", "docs"}
 
