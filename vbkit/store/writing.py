@@ -124,11 +124,14 @@ class ResultStore:
             SchemaError: `frame` does not match `schema`.
             StoreError: the file cannot be written; the old rows are then still there.
         """
+        import pandas as pd
+
         if not schema.per_video:
             raise StoreError(f"table {schema.name} is not written by video")
         video_id = utf8(video_id)
         rows = schema.conform(frame)
-        rows.insert(0, VIDEO_ID.name, video_id)
+        # In its dtype, which pandas.read_parquet then gives it back in.
+        rows.insert(0, VIDEO_ID.name, pd.Series(video_id, rows.index, dtype="string"))
         extra = {"fingerprint": fingerprint, "video_id": video_id}
         self._write(schema, video_id, rows, {**(metadata or {}), **extra})
 
