@@ -167,12 +167,16 @@ def on_disk(location: str) -> bool:
         return any(folder.iterdir())
     if folder.is_absolute():
         return False
+    snapshots = hub_cache() / f"models--{location.replace('/', '--')}" / "snapshots"
+    return snapshots.is_dir() and any(snapshots.iterdir())
+
+
+def hub_cache() -> Path:
+    """Where the hub's downloads lie; it need not be there."""
     home = os.environ.get("HF_HOME") or Path(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
     )
-    cache = os.environ.get("HF_HUB_CACHE") or Path(home, "hub")
-    snapshots = Path(cache, f"models--{location.replace('/', '--')}", "snapshots").expanduser()
-    return snapshots.is_dir() and any(snapshots.iterdir())
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def _origin(declared: Declared[Any]) -> dict[str, str]:
