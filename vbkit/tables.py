@@ -235,6 +235,9 @@ CORE_TABLES: dict[str, TableSchema] = {
                 Column("start_s", "float64", "s", True, "start; NULL for untimed text"),
                 Column("end_s", "float64", "s", True, "end; NULL for untimed text"),
                 Column("text", "string", doc="what is said"),
+                Column("language", "string", nullable=True,
+                       doc="ISO 639-1 code: the segment's own, or the transcript's where it is too "
+                           "short to tell; NULL where neither is known"),
             ),
             doc="a segment of the transcript",
         ),

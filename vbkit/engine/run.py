@@ -318,11 +318,12 @@ class Runner:
 
     def _row_fingerprint(self, task: HeadRunner, prepared: Prepared) -> str:
         return fingerprint([self._identities[task.spec.name], prepared.content_id,
-                            prepared.transcript_id, prepared.language])
+                            prepared.transcript_id, prepared.language,
+                            prepared.segment_languages])
 
     def _core_fingerprint(self, prepared: Prepared) -> str:
         return fingerprint([prepared.content_id, prepared.transcript_id, prepared.language,
-                            prepared.source.location, prepared.transcript.source,
+                            prepared.segment_languages, prepared.source.location, prepared.transcript.source,
                             self.bundle.visual_key])
 
     # --- one video ----------------------------------------------------------------------------
@@ -452,8 +453,10 @@ class Runner:
         return {
             "videos": CORE_TABLES["videos"].frame([video]),
             "segments": CORE_TABLES["segments"].frame([
-                {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text}
-                for i, s in enumerate(segments)]),
+                {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text,
+                 "language": language}
+                for i, (s, language) in enumerate(
+                    zip(segments, prepared.segment_languages, strict=True))]),
             "clips": CORE_TABLES["clips"].frame([
                 {"clip": i, "start_s": start, "end_s": end, "caption": caption,
                  "keyframe": picture}
