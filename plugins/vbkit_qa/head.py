@@ -152,6 +152,11 @@ class QaHead(Head):
                 for said, true in texts]))
         return metrics
 
+    def search_texts(self, question: str) -> list[str]:
+        """The question's words that carry something, and what a picture of the answer shows."""
+        phrase = prompt_of(question)
+        return [" ".join(content_words(question)), *([phrase] if phrase is not None else [])]
+
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
         save_head(path, self.tensors, self.settings)

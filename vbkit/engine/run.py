@@ -323,8 +323,8 @@ class Runner:
 
     def _core_fingerprint(self, prepared: Prepared) -> str:
         return fingerprint([prepared.content_id, prepared.transcript_id, prepared.language,
-                            prepared.segment_languages, prepared.source.location, prepared.transcript.source,
-                            self.bundle.visual_key])
+                            prepared.segment_languages, prepared.source.location,
+                            prepared.transcript.source, self.bundle.visual_key])
 
     # --- one video ----------------------------------------------------------------------------
 
