@@ -91,8 +91,8 @@ class Features:
         self.info = info
         self.language = language
         self.segment_languages: tuple[str | None, ...] = (
-            (language,) * len(outputs.get("segments", ())) if segment_languages is None
-            else tuple(segment_languages))
+            tuple(segment_languages or ())
+            or (language,) * len(outputs.get("segments", ())))
         self.questions = tuple(questions)
         self.keyframe_times = tuple(keyframe_times)
         self.error = error

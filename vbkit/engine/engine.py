@@ -209,7 +209,9 @@ class Engine:
             return runner.run(found.sources, notes)
         with store.lock(wait_s):
             store.clean()
-            return runner.run(found.sources, notes)
+            result = runner.run(found.sources, notes)
+            self._keep_index(store.out)
+        return result
 
     def heads(
         self,
@@ -256,6 +258,17 @@ class Engine:
             origin = f"{found.distribution} {found.version}".strip()
             runners.append(HeadRunner(found.spec, origin, parsed, context))
         return runners
+
+    def _keep_index(self, out: Path) -> None:
+        """Keep what `ask` and `search` look through; what is at hand costs milliseconds a video."""
+        from vbkit.engine.library import Library
+
+        try:
+            Library(self, out).index(cheap=True)
+        except Exception:  # it is made when it is first asked for, and then says what is wrong
+            if strict():
+                raise
+            logger.debug("the index of %s was not made", out, exc_info=True)
 
     def _cache(self, store: ResultStore | None) -> FeatureCache | None:
         folder = self.cache or (store.out / "cache" if store is not None else None)

@@ -125,6 +125,14 @@ class HeadRunner:
                 tables = head.predict_batch([given])[0]
             else:
                 tables = head.predict(given)
+        return self.conform(tables)
+
+    def conform(self, tables: Any) -> dict[str, pd.DataFrame]:
+        """What a head returned, each table checked against its schema; one left out is empty.
+
+        Raises:
+            SchemaError: a table is undeclared or breaks its schema.
+        """
         known = {schema.name: schema for schema in self.spec.tables}
         if not isinstance(tables, Mapping):
             raise SchemaError(f"task {self.spec.name}: predict must return a dict of DataFrames, "

@@ -1,0 +1,61 @@
+"""What the commands that take labelled videos have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["labelled_options", "task_options"]
+
+_OPTIONS = [
+    click.option("-o", "--option", "assignments", multiple=True, metavar="T.OPTION=VALUE",
+                 help="An option of the task; may be repeated."),
+    click.option("--transcript", default="auto", show_default=True, metavar="auto|none|PATH",
+                 help="Where speech is taken from."),
+    click.option("--model", default="mini", show_default=True, metavar="NAME|PATH",
+                 help="Model: a name (`vbkit models`), a folder, or a hub id."),
+    click.option("--device", default="auto", show_default=True,
+                 help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--precision", default="auto", show_default=True,
+                 type=click.Choice(["auto", "float32", "bfloat16"]),
+                 help="Of the visual backbone."),
+    click.option("--cache", type=click.Path(path_type=Path), envvar="VBKIT_CACHE",
+                 help="Folder of a feature cache, so that a second time nothing is decoded."),
+]
+
+
+def labelled_options(what: str) -> Callable[[Any], Any]:
+    """`--manifest`, `-o`, `--transcript`, `--model`, `--device`, `--precision` and `--cache`.
+
+    Args:
+        what: the manifest names, for the help.
+    """
+    manifest = click.option("--manifest", "-m", required=True, type=click.Path(path_type=Path),
+                            metavar="FILE", help=f"{what} (.csv, .jsonl, .parquet).")
+
+    def decorate(command: Any) -> Any:
+        for option in reversed([manifest, *_OPTIONS]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def task_options(task: str, assignments: tuple[str, ...]) -> dict[str, Any]:
+    """Options of one task out of `-o TASK.OPTION=VALUE`.
+
+    Raises:
+        UsageError: an assignment is malformed, or is for another task.
+    """
+    from vbkit.errors import UsageError
+    from vbkit.options import split_assignments
+
+    given = split_assignments(assignments)
+    bare = task.rpartition(":")[2]
+    for name in given:
+        if name.rpartition(":")[2] != bare:
+            raise UsageError(f"-o {name}.… is an option of another task than {task}")
+    return {key: value for values in given.values() for key, value in values.items()}
