@@ -121,8 +121,9 @@ class SummarisationHead(Head):
         silent = self._silent(features) if self.options.visual else []
         little = not readable or spoken < LITTLE_SPEECH_WORDS
         # Clips join the summary only where speech cannot carry it.
+        taken = len({item.rank for item in said if item.selected})
         shown = self._shown(features, silent if texts else list(range(len(features.clip_times))),
-                            select=little)
+                            select=little, taken=taken)
         sentences, clips = (said, shown) if not little else (shown, said)
         items = _ranked([*sentences, *clips])
         summary = self._summary(features, said, shown if little else [], readable)
@@ -231,14 +232,18 @@ class SummarisationHead(Head):
         return [i for i, (start, end) in enumerate(clips)
                 if not ((timed[:, 0] < end - 0.25) & (timed[:, 1] > start + 0.25)).any()]
 
-    def _shown(self, features: Features, clips: list[int], select: bool) -> list[_Item]:
-        """The named clips with their scores and, where the evidence is strong, what they show."""
+    def _shown(self, features: Features, clips: list[int], select: bool,
+               taken: int) -> list[_Item]:
+        """The named clips with their scores and, where the evidence is strong, what they show.
+
+        Of as many sentences as were asked for, `taken` are what is said; clips are the rest.
+        """
         if not clips or not self.options.visual:
             return []
         times, vectors = features.clip_times[clips], features.clip_embeddings[clips]
         n = len(clips)
         if self.options.sentences > 0 and not self.options.ratio:
-            count = min(n, self.options.sentences)
+            count = max(0, min(n, self.options.sentences - taken))
         elif self.options.ratio:
             count = max(1, round(self.options.ratio * n))
         else:

@@ -126,7 +126,7 @@ class Library:
                 yield _prepared(row, spoken.get(str(row["video_id"])))
 
     def _prepared_of(self, video_id: str) -> Prepared:
-        index = self.index()
+        index = self._index if self._index is not None else self.index()
         row = index.about[index.places[video_id]]["row"]
         return _prepared(row, ResultStore(self.out).rows("segments", video_id))
 
@@ -156,18 +156,17 @@ class Library:
         old = self._index if self._index is not None else EmbeddingIndex.load(self.out, key)
         assert self.cache is not None
         cache = FeatureCache(self.cache)
-        kept: dict[str, IndexedVideo] = {}
-        for place in range(len(old) if old is not None else 0):
-            assert old is not None
-            about = old.about[place]
+        kept: dict[str, int] = {}
+        for place, about in enumerate(old.about if old is not None else ()):
             name = file_name(str(about["row"]["video_id"]))
             if now.get(name) == about["stamp"] and (
                     about["complete"] or not self._may_be_complete(cache, about["row"], cheap)):
-                kept[name] = old.video(place)
+                kept[name] = place
         if old is None or len(kept) < len(now) or len(old) != len(now):
             made = self._indexed({name: stamp for name, stamp in now.items() if name not in kept},
                                  cache, cheap)
-            videos = sorted([*kept.values(), *made], key=lambda video: video.video_id)
+            same = [old.video(place) for place in kept.values()] if old is not None else []
+            videos = sorted([*same, *made], key=lambda video: video.video_id)
             old = EmbeddingIndex.of(key, videos, bundle.config.shared_size)
             try:
                 old.save(self.out)
