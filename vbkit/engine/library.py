@@ -24,7 +24,7 @@ from vbkit.errors import StoreError, UsageError
 from vbkit.features import Features
 from vbkit.media.types import Segment, Transcript
 from vbkit.sources import Source
-from vbkit.store import ResultStore, load_table
+from vbkit.store import load_table
 from vbkit.store.layout import file_name, read_whole, table_folder
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_READ", "Library", "last_run"]
 
-MOST_READ = 32
+MOST_READ = 24
 """Videos that are read for a question."""
 
 _EMBEDDINGS = frozenset({"clip_times", "clip_embeddings", "segment_times", "segment_embeddings"})
@@ -118,17 +118,26 @@ class Library:
     def _prepared(self) -> Iterator[Prepared]:
         videos = load_table(self.out, "videos", columns=list(_ROW))
         segments = load_table(self.out, "segments")
-        spoken = {str(video_id): rows for video_id, rows in segments.groupby("video_id")}
+        spoken = {str(video_id): rows.astype(object).where(rows.notna(), None).to_dict("records")
+                  for video_id, rows in segments.groupby("video_id")}
         plain = videos.astype(object).where(videos.notna(), None)
         for values in plain.itertuples(index=False, name=None):
             row = dict(zip(plain.columns, values, strict=True))
             if row["status"] != "failed":
-                yield _prepared(row, spoken.get(str(row["video_id"])))
+                yield _prepared(row, spoken.get(str(row["video_id"]), ()))
 
     def _prepared_of(self, video_id: str) -> Prepared:
         index = self._index if self._index is not None else self.index()
         row = index.about[index.places[video_id]]["row"]
-        return _prepared(row, ResultStore(self.out).rows("segments", video_id))
+        return _prepared(row, self._segments(video_id))
+
+    def _segments(self, video_id: str) -> list[dict[str, Any]]:
+        """The rows of `segments` of one video."""
+        try:
+            return read_whole(table_folder(self.out, "segments") / file_name(video_id)
+                              )[1].to_pylist()
+        except FileNotFoundError:
+            return []
 
     def _at_hand(self, cache: FeatureCache, prepared: Prepared) -> bool:
         here = (not prepared.visible
@@ -184,7 +193,6 @@ class Library:
     def _indexed(self, wanted: Mapping[str, str], cache: FeatureCache,
                  cheap: bool) -> Iterator[IndexedVideo]:
         """The parts of the index of some videos, by the names of their files."""
-        store = ResultStore(self.out)
         text_key = self.engine.bundle.fingerprint_of({"segment_embeddings"})
         width = self.engine.bundle.config.shared_size
 
@@ -210,7 +218,7 @@ class Library:
                 yield part(row, stamp, None, complete=True)
                 continue
             rows[str(row["video_id"])] = row, stamp
-            each = _prepared(row, store.rows("segments", str(row["video_id"])))
+            each = _prepared(row, self._segments(str(row["video_id"])))
             if not cheap or not each.transcript.segments or cache.has(
                     each.transcript_id, "text", text_key):
                 prepared.append(each)
@@ -253,8 +261,8 @@ class Library:
     def _said(self, video_id: str, segment: Any) -> str | None:
         if pd.isna(segment):
             return None
-        rows = ResultStore(self.out).rows("segments", video_id)
-        return None if rows is None else str(rows.loc[rows["segment"] == segment, "text"].iloc[0])
+        return next((str(row["text"]) for row in self._segments(video_id)
+                     if row["segment"] == segment), None)
 
     def ask(self, question: str | Sequence[str], limit: int = 5, task: str = "qa",
             most: int = MOST_READ) -> pd.DataFrame:
@@ -316,9 +324,9 @@ class Library:
         return found
 
 
-def _prepared(row: Mapping[str, Any], segments: pd.DataFrame | None) -> Prepared:
+def _prepared(row: Mapping[str, Any], segments: Sequence[Mapping[Any, Any]]) -> Prepared:
     """A video as the pipeline takes it, from its rows in `videos` and `segments`."""
-    rows = [] if segments is None else segments.sort_values("segment").to_dict("records")
+    rows = sorted(segments, key=lambda each: int(each["segment"]))
     language = None if row["language"] is None else str(row["language"])
     transcript = Transcript(
         tuple(Segment(str(each["text"]), _float(each["start_s"]), _float(each["end_s"]))
@@ -330,7 +338,7 @@ def _prepared(row: Mapping[str, Any], segments: pd.DataFrame | None) -> Prepared
         transcript_id=transcript_hash(transcript), language=language,
         # folders of earlier versions do not say it
         segment_languages=tuple(
-            language if pd.isna(each.get("language")) else str(each["language"])
+            language if each.get("language") is None else str(each["language"])
             for each in rows))
 
 
@@ -349,7 +357,7 @@ def _in_turn(rankings: Sequence[Sequence[int]], most: int) -> list[int]:
 
 
 def _float(value: Any) -> float:
-    return math.nan if pd.isna(value) else float(value)
+    return math.nan if value is None else float(value)
 
 
 def _hits(video: IndexedVideo, modality: str, query: torch.Tensor,
