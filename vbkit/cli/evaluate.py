@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vbkit.cli.labelled import labelled_options, task_options
+from vbkit.cli.labelled import check_task, labelled_options, task_options
 from vbkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def evaluate(
     Exit status: 0 all done, 1 some videos could not be read (the rest is evaluated), 2 wrong usage.
     """
     of_task = _is_task(task)
+    if of_task:
+        check_task(task, "evaluate")
     options = task_options(task, assignments)
     if not of_task and (head is not None or options):
         raise UsageError(f"--head and -o are for tasks; {task} is measured of the model itself")

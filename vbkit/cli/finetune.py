@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vbkit.cli.labelled import labelled_options, task_options
+from vbkit.cli.labelled import check_task, labelled_options, task_options
 
 __all__ = ["finetune"]
 
@@ -51,6 +51,7 @@ def finetune(
     Exit status: 0 all done, 1 some videos could not be read (the rest was learnt from), 2 wrong
     usage.
     """
+    check_task(task, "finetune")
     import pandas as pd
 
     from vbkit.cli.printing import print_json, records

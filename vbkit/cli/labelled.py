@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-__all__ = ["labelled_options", "task_options"]
+__all__ = ["check_task", "labelled_options", "task_options"]
 
 _OPTIONS = [
     click.option("-o", "--option", "assignments", multiple=True, metavar="T.OPTION=VALUE",
@@ -42,6 +42,18 @@ def labelled_options(what: str) -> Callable[[Any], Any]:
         return command
 
     return decorate
+
+
+def check_task(task: str, capability: str) -> None:
+    """Say before a model is loaded where a task is unknown, or its head cannot do something.
+
+    Raises:
+        UsageError: that is so.
+    """
+    from vbkit.plugins import default_manager
+    from vbkit.specs import check_capability
+
+    check_capability(default_manager().get_task(task).spec, capability)
 
 
 def task_options(task: str, assignments: tuple[str, ...]) -> dict[str, Any]:

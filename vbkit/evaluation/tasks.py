@@ -10,29 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from vbkit.errors import UsageError
 from vbkit.evaluation.evaluate import Evaluation
 from vbkit.evaluation.labelled import encode_labelled, read_labelled
 from vbkit.heads import Head
 from vbkit.runs import Failure
-from vbkit.specs import TaskSpec
+from vbkit.specs import check_capability
 
 if TYPE_CHECKING:
     from vbkit.engine import Engine
     from vbkit.features import Features
 
 __all__ = ["check_capability", "evaluate_task"]
-
-
-def check_capability(spec: TaskSpec, capability: str) -> None:
-    """
-    Raises:
-        UsageError: the task's head cannot do it.
-    """
-    if capability not in spec.capabilities:
-        what = {"finetune": "trained", "evaluate": "evaluated", "explain": "explained"}[capability]
-        raise UsageError(f"the head of task {spec.name} cannot be {what}: its TaskSpec does not "
-                         f"name the capability {capability!r}")
 
 
 @contextmanager

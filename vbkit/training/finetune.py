@@ -25,9 +25,9 @@ import torch
 from vbkit.engine.cache import FeatureCache
 from vbkit.errors import ManifestError, TrainingError, UsageError
 from vbkit.evaluation.labelled import Labelled, encode_labelled, read_labelled
-from vbkit.evaluation.tasks import check_capability
 from vbkit.heads import Example, FitOptions, Head
 from vbkit.runs import Failure
+from vbkit.specs import check_capability
 
 if TYPE_CHECKING:
     from vbkit.engine import Engine
