@@ -270,6 +270,16 @@ def test_speech_is_the_last_resort_and_is_heard_once(hearing, folder, tmp_path) 
     assert len(log.read_text().splitlines()) == 4
 
 
+def test_a_segment_has_the_language_that_it_was_heard_in(hearing, tmp_path: Path) -> None:
+    """Though its text alone would be taken for German."""
+    says = "Heute zeige ich euch, wie man ein schönes Brot backt."
+    result = hearing.run([sound_video(tmp_path / "a.mkv", (0.5,))], ["said"],
+                         options={"ears": {"says": says}})
+    segments = result.tables["segments"]
+    assert segments["text"].tolist() == [says, "later"]
+    assert segments["language"].tolist() == ["en", "en"]
+
+
 def test_a_sidecar_that_comes_later_replaces_what_was_heard(hearing, folder, tmp_path) -> None:
     out = tmp_path / "out"
     hearing.run([folder / "a.mkv"], ["said"], out=out)

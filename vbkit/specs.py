@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vbkit.errors import PluginError
+from vbkit.errors import PluginError, UsageError
 from vbkit.tables import CORE_TABLES, TableSchema
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "NoOptions",
     "TaskSpec",
     "TranscriberSpec",
+    "check_capability",
     "load_object",
     "option",
 ]
@@ -165,6 +166,17 @@ def _names(task: str, field: str, value: Iterable[str]) -> frozenset[str]:
 def _one_line(kind: str, name: str, summary: str) -> None:
     if not summary.strip() or "\n" in summary:
         raise PluginError(f"{kind} {name}: summary must be one line of text")
+
+
+def check_capability(spec: TaskSpec, capability: str) -> None:
+    """
+    Raises:
+        UsageError: the task's head cannot do it.
+    """
+    if capability not in spec.capabilities:
+        what = {"finetune": "trained", "evaluate": "evaluated", "explain": "explained"}[capability]
+        raise UsageError(f"the head of task {spec.name} cannot be {what}: its TaskSpec does not "
+                         f"name the capability {capability!r}")
 
 
 @dataclass(frozen=True)

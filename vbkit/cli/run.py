@@ -307,25 +307,31 @@ def _headlines(result: RunResult, videos: set[str]) -> dict[str, dict[str, str]]
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.argument("question")
+@click.argument("questions", metavar="QUESTION...", nargs=-1, required=True)
 @click.option("--limit", "-n", type=click.IntRange(1), default=5, show_default=True,
-              help="How many answers.")
+              help="How many answers to each question.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @engine_options
-def ask(out: Path, question: str, limit: int, as_json: bool, **options: Any) -> None:
-    """Ask a question of all videos in a results folder.
+def ask(out: Path, questions: tuple[str, ...], limit: int, as_json: bool, **options: Any) -> None:
+    """Ask one or more questions of all videos in a results folder.
 
-    Reads the feature cache: no video is opened.
+    All videos are looked through by their embeddings, and the nearest are read. Reads the feature
+    cache: no video is opened.
     """
     from vbkit.cli.printing import print_frame
 
     library = _library(out, options)
-    answers = library.ask(question, limit)
+    answers = library.ask(questions, limit)
     _tell_missing(library)
-    if not as_json and len(answers) and bool(answers["no_answer"].all()):
-        click.echo("vbkit: nothing in these videos seems to answer that; the nearest:", err=True)
+    if not as_json:
+        for question, found in answers.groupby("question", sort=False):
+            if bool(found["no_answer"].all()):
+                about = "that" if len(questions) == 1 else f"“{question}”"
+                click.echo(f"vbkit: nothing in these videos seems to answer {about}; the nearest:",
+                           err=True)
+    several = ["question"] if len(questions) > 1 else []
     shown = answers if as_json else answers[
-        ["rank", "video_id", "answer", "score", "start_s", "end_s", "modality"]]
+        [*several, "rank", "video_id", "answer", "score", "start_s", "end_s", "modality"]]
     print_frame(shown, as_json=as_json, units={"start_s": "s", "end_s": "s"})
 
 

@@ -23,7 +23,7 @@ from vbkit.heads import HeadContext
 from vbkit.media.open import READERS
 from vbkit.media.speech import SpeechToText
 from vbkit.options import parse_options
-from vbkit.plugins import Declared, PluginManager, check_tables, default_manager
+from vbkit.plugins import Declared, PluginManager, check_tables, default_manager, strict
 from vbkit.sources import expand_inputs
 from vbkit.specs import TaskSpec
 from vbkit.store import ResultStore
@@ -221,7 +221,9 @@ class Engine:
             return runner.run(found.sources, notes)
         with store.lock(wait_s):
             store.clean()
-            return runner.run(found.sources, notes)
+            result = runner.run(found.sources, notes)
+            self._keep_index(store.out)
+        return result
 
     def heads(
         self,
@@ -268,6 +270,17 @@ class Engine:
             origin = f"{found.distribution} {found.version}".strip()
             runners.append(HeadRunner(found.spec, origin, parsed, context))
         return runners
+
+    def _keep_index(self, out: Path) -> None:
+        """Keep what `ask` and `search` look through; what is at hand costs milliseconds a video."""
+        from vbkit.engine.library import Library
+
+        try:
+            Library(self, out).index(cheap=True)
+        except Exception:  # it is made when it is first asked for, and then says what is wrong
+            if strict():
+                raise
+            logger.debug("the index of %s was not made", out, exc_info=True)
 
     def _cache(self, store: ResultStore | None) -> FeatureCache | None:
         folder = self.cache or (store.out / "cache" if store is not None else None)

@@ -32,8 +32,9 @@ from vbkit.features import Features
 from vbkit.media.audio import audio_duration
 from vbkit.media.content import content_id
 from vbkit.media.decode import DecodedVideo, DecodeJob, DecodePool
+from vbkit.media.language import detect_language, segment_languages
 from vbkit.media.speech import SpeechToText, transcript_from_json, transcript_json
-from vbkit.media.transcripts import detect_language, resolve_transcript
+from vbkit.media.transcripts import resolve_transcript
 from vbkit.media.types import FrameBatch, Transcript, VideoInfo
 from vbkit.model.backbones import ImageBackbone
 from vbkit.plugins import strict
@@ -63,6 +64,7 @@ class Prepared:
         transcript: its transcript.
         transcript_id: hash of the transcript.
         language: ISO 639-1 code of the transcript, or None.
+        segment_languages: of each of its segments, or None.
         failures: what already went wrong; a failure of stage open leaves nothing to encode.
         notes: what an operator should know.
         sound_s: duration of a sound file (s).
@@ -73,6 +75,7 @@ class Prepared:
     transcript: Transcript = field(default_factory=Transcript)
     transcript_id: str = ""
     language: str | None = None
+    segment_languages: tuple[str | None, ...] = ()
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
     sound_s: float | None = None
@@ -324,14 +327,17 @@ class Pipeline:
                 sound_s = audio_duration(source.path)
             except Exception as error:
                 fail("open", error)
-        language = transcript.language
-        if language is None and texts:
+        language, languages = transcript.language, (transcript.language,) * len(texts)
+        if texts:
             try:
-                language = detect_language(texts)
+                language = language or detect_language(texts)
+                # Who heard it knows better than its text tells.
+                languages = tuple(segment.language or told for segment, told in zip(
+                    transcript.segments, segment_languages(texts, language), strict=True))
             except Exception as error:
                 fail("transcript", error)
-        return Prepared(source, identity, transcript, transcript_id, language, tuple(failures),
-                        transcript.notes, sound_s)
+        return Prepared(source, identity, transcript, transcript_id, language, languages,
+                        tuple(failures), transcript.notes, sound_s)
 
     # --- decode and backbone ------------------------------------------------------------------
 
@@ -594,7 +600,7 @@ class Pipeline:
                 error = failure
         features = Features(
             source.video_id, outputs, info=item.info, language=prepared.language,
-            questions=request.questions,
+            segment_languages=prepared.segment_languages, questions=request.questions,
             keyframe_times=[moment for moment, _ in item.keyframes], error=error)
         encoded = Encoded(request, features, item.clip_times, tuple(item.keyframes),
                           tuple(item.failures), item.complete)

@@ -125,6 +125,14 @@ class HeadRunner:
                 tables = head.predict_batch([given])[0]
             else:
                 tables = head.predict(given)
+        return self.conform(tables)
+
+    def conform(self, tables: Any) -> dict[str, pd.DataFrame]:
+        """What a head returned, each table checked against its schema; one left out is empty.
+
+        Raises:
+            SchemaError: a table is undeclared or breaks its schema.
+        """
         known = {schema.name: schema for schema in self.spec.tables}
         if not isinstance(tables, Mapping):
             raise SchemaError(f"task {self.spec.name}: predict must return a dict of DataFrames, "
@@ -318,12 +326,13 @@ class Runner:
 
     def _row_fingerprint(self, task: HeadRunner, prepared: Prepared) -> str:
         return fingerprint([self._identities[task.spec.name], prepared.content_id,
-                            prepared.transcript_id, prepared.language])
+                            prepared.transcript_id, prepared.language,
+                            prepared.segment_languages])
 
     def _core_fingerprint(self, prepared: Prepared) -> str:
         return fingerprint([prepared.content_id, prepared.transcript_id, prepared.language,
-                            prepared.source.location, prepared.transcript.source,
-                            self.bundle.visual_key])
+                            prepared.segment_languages, prepared.source.location,
+                            prepared.transcript.source, self.bundle.visual_key])
 
     # --- one video ----------------------------------------------------------------------------
 
@@ -459,8 +468,10 @@ class Runner:
             **({"words": CORE_TABLES["words"].frame(words)} if words else {}),
             "videos": CORE_TABLES["videos"].frame([video]),
             "segments": CORE_TABLES["segments"].frame([
-                {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text}
-                for i, s in enumerate(segments)]),
+                {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text,
+                 "language": language}
+                for i, (s, language) in enumerate(
+                    zip(segments, prepared.segment_languages, strict=True))]),
             "clips": CORE_TABLES["clips"].frame([
                 {"clip": i, "start_s": start, "end_s": end, "caption": caption,
                  "keyframe": picture}

@@ -159,7 +159,7 @@ def load_features(
             f"the feature cache {folder} does not hold {len(gone)} of {len(prepared)} videos "
             f"({some}): run them again, name another cache, or leave them out with missing='skip'")
     requests = [Request(each, wanted) for name, each in prepared.items() if name not in set(gone)]
-    pipeline = engine.pipeline(store, keyframes=False)
+    pipeline = engine.pipeline(store, "none", keyframes=False)
     found = {}
     for encoded in pipeline.encode(requests):
         if encoded.features.error is not None:

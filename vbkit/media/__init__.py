@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vbkit.media.audio import FileSound, audio_duration, has_audio
     from vbkit.media.content import content_id, text_content_id
     from vbkit.media.decode import ClipBatch, DecodedVideo, DecodeJob, DecodePool
-    from vbkit.media.language import detect_language
+    from vbkit.media.language import detect_language, segment_languages
     from vbkit.media.open import open_video, raw_frames
     from vbkit.media.transcripts import (
         embedded_transcript,
@@ -59,6 +59,7 @@ _LAZY = {
     "parse_text": "transcripts",
     "raw_frames": "open",
     "resolve_transcript": "transcripts",
+    "segment_languages": "language",
     "text_content_id": "content",
 }
 
@@ -88,6 +89,7 @@ __all__ = [
     "parse_text",
     "raw_frames",
     "resolve_transcript",
+    "segment_languages",
     "text_content_id",
 ]
 
