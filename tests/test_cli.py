@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +26,15 @@ from vbkit.cli.doctor import (
     _feature_cache,
     _in_process,
     _plugins,
+    _speech,
     _torch,
     examine,
 )
 from vbkit.cli.plugins import on_disk
 from vbkit.errors import StoreError, UsageError
+from vbkit.hookspecs import hookimpl
 from vbkit.plugins import PluginManager, default_manager
+from vbkit.specs import TranscriberSpec
 
 HEAVY = {"torch", "numpy", "pandas", "pyarrow", "duckdb", "av", "decord", "transformers"}
 
@@ -400,7 +404,7 @@ def test_doctor_examines_this_installation(tmp_path: Path) -> None:
     checks = {check.name: check for check in examine(tmp_path)}
     for name in ("python", "vbkit", "torch", "torchvision", "torch + torchvision", "device", "cpu",
                  "PyAV", "decord", "plugins", "model mini", "models", "feature cache", "disk",
-                 "extra excel", "extra tensorboard"):
+                 "speech to text", "extra excel", "extra tensorboard"):
         assert name in checks
     assert checks["torch + torchvision"].status == "ok", checks
     assert checks["PyAV"].status == "ok"
@@ -429,6 +433,36 @@ def test_doctor_knows_a_mixed_build() -> None:
     assert "from the same index" in mixed.todo
     assert verdict(both).status == "ok"
     assert verdict({"torch_error": "OSError: libcudart.so"}).status == "fail"
+
+
+def test_doctor_says_what_speech_to_text_lacks() -> None:
+    def says(lacks: str | Exception | None) -> tuple[str, str]:
+        class Ears:
+            def __init__(self, options: object, device: str) -> None:
+                pass
+
+            def missing(self) -> str | None:
+                if isinstance(lacks, Exception):
+                    raise lacks
+                return lacks
+
+        class Plugin:
+            @hookimpl
+            def vbkit_transcribers(self) -> Iterator[TranscriberSpec]:
+                yield TranscriberSpec("ears", "Hears.", "made_up_ears:Ears")
+
+        module = types.ModuleType("made_up_ears")
+        module.Ears = Ears  # type: ignore[attr-defined]
+        manager = PluginManager()
+        manager.register(Plugin(), "ears")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "made_up_ears", module)
+            check = next(check for check in _speech(manager) if "ears" in check.detail)
+        return check.status, check.detail
+
+    assert says(None) == ("ok", "ears lacks nothing")
+    assert says("no model is on disk") == ("ok", "not by ears: no model is on disk")
+    assert says(ValueError("my ears hurt")) == ("warn", "not by ears: it fails: my ears hurt")
 
 
 def test_doctor_measures_the_feature_cache(tmp_path: Path) -> None:

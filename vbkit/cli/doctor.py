@@ -99,6 +99,7 @@ def examine(folder: Path | None = None, manager: PluginManager | None = None,
             *_plugins(manager),
             _mini(manager),
             *_models(manager),
+            *_speech(manager),
             _feature_cache(cache),
             _disk(folder or Path.cwd()),
             *_extras(),
@@ -314,6 +315,24 @@ def _models(manager: PluginManager) -> Iterator[Check]:
         repos = sum(path.name.startswith("models--") for path in hub.iterdir())
         parts.append(f"hub cache: {_size(_bytes(hub)[0])} of {repos} models in {hub}")
     yield Check("models", "ok", "; ".join(parts))
+
+
+def _speech(manager: PluginManager) -> Iterator[Check]:
+    """What turns speech into text: none has to work, so that lacking something is no fault."""
+    from vbkit.cli.plugins import FAILS, lacking
+
+    try:
+        transcribers = sorted(manager.transcribers(), key=lambda declared: declared.name)
+    except VbkitError as error:  # VBKIT_STRICT
+        yield Check("speech to text", "fail", str(error))
+        return
+    for declared in transcribers:
+        lacks = lacking(declared)
+        if lacks is None:
+            yield Check("speech to text", "ok", f"{declared.name} lacks nothing")
+        else:
+            yield Check("speech to text", "warn" if lacks.startswith(FAILS) else "ok",
+                        f"not by {declared.name}: {lacks}")
 
 
 def _feature_cache(folder: Path | None) -> Check:

@@ -17,7 +17,10 @@ from vbkit.options import options_help
 from vbkit.plugins import Declared, PluginRecord, default_manager
 from vbkit.specs import ModelSpec, TaskSpec, TranscriberSpec, load_object
 
-__all__ = ["models", "plugins", "tasks", "transcribers"]
+__all__ = ["FAILS", "hub_cache", "lacking", "models", "on_disk", "plugins", "tasks", "transcribers"]
+
+FAILS = "it fails"
+"""How what `lacking` says begins where a transcriber is broken."""
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -121,7 +124,7 @@ def transcribers(name: str | None, as_json: bool) -> None:
             return
         click.echo(f"{found.name}: {found.spec.summary}\n")
         click.echo(f"{'plugin':8}{found.plugin} ({found.distribution} {found.version})")
-        click.echo(f"{'lacks':8}{_lacking(found) or 'nothing'}")
+        click.echo(f"{'lacks':8}{lacking(found) or 'nothing'}")
         entries = options_help(found.spec.options)
         if entries:
             click.echo(f"\nOptions, as -o {found.name}.OPTION=VALUE\n")
@@ -134,19 +137,19 @@ def transcribers(name: str | None, as_json: bool) -> None:
     _print_rows(
         ("transcriber", "summary", "plugin", "lacks"),
         [(each.name, each.spec.summary,
-          f"{each.plugin} ({each.distribution} {each.version})", _lacking(each) or "nothing")
+          f"{each.plugin} ({each.distribution} {each.version})", lacking(each) or "nothing")
          for each in every],
         empty="nothing that turns speech into text: see `vbkit plugins`",
     )
 
 
-def _lacking(transcriber: Declared[TranscriberSpec]) -> str | None:
+def lacking(transcriber: Declared[TranscriberSpec]) -> str | None:
     """What keeps a transcriber from working as it is, in words."""
     try:
         made = load_object(transcriber.spec.factory)(transcriber.spec.options(), "cpu")
         return made.missing()
     except Exception as error:
-        return f"it fails: {error}"
+        return f"{FAILS}: {error}"
 
 
 def _transcriber(transcriber: Declared[TranscriberSpec]) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def _transcriber(transcriber: Declared[TranscriberSpec]) -> dict[str, Any]:
         "qualified_name": transcriber.qualified_name,
         "summary": transcriber.spec.summary,
         **_origin(transcriber),
-        "lacks": _lacking(transcriber),
+        "lacks": lacking(transcriber),
         "options": [entry._asdict() for entry in options_help(transcriber.spec.options)],
     }
 
