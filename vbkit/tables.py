@@ -277,7 +277,7 @@ CORE_TABLES: dict[str, TableSchema] = {
                 Column("n_failed", "int64", doc="inputs that failed"),
                 Column("n_skipped", "int64", doc="inputs that were already up to date"),
                 Column("seconds", "string", nullable=True,
-                       doc="JSON: wall time by stage (s), as RunReport.seconds; NULL before its end"),
+                       doc="JSON: wall time by stage (s) and total; NULL before its end"),
             ),
             per_video=False,
             doc="a run of vbkit",

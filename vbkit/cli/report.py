@@ -13,7 +13,8 @@ __all__ = ["report"]
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to.  [default: OUT/report.html]")
-@click.option("--title", default="", metavar="TEXT", help="The page's title.  [default: OUT's name]")
+@click.option("--title", default="", metavar="TEXT",
+              help="The page's title.  [default: OUT's name]")
 @click.option("--pictures", "pictures_mb", type=click.FloatRange(0), default=24.0,
               show_default=True, metavar="MB",
               help="All pictures take at most so much; where that is short, there are fewer and "

@@ -37,6 +37,8 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "chapters": ("start_s", "end_s", "title"),
     "classification": ("label", "score", "rank"),
     "classification_clips": ("start_s", "end_s", "clip", "label", "score", "rank"),
+    "explanations": ("of_table", "of_row", "target", "score", "score_hidden", "method", "kind",
+                     "weight", "start_s", "end_s", "text"),
     "qa": ("question", "rank", "answer", "score", "no_answer", "start_s", "end_s", "modality"),
 }
 _HIDDEN = frozenset({"keyframe"})  # columns that are read, but stay out of the page
@@ -344,7 +346,7 @@ def _words(row: Mapping[str, Any], table: ReportTable) -> str | None:
         if column is not None and value is not None and len(said) < 2:
             said.append(str(value) if kind == "text" else
                         f"{column.name}: {'yes' if value else 'no'}" if kind == "bool" else
-                        f"{value:g}")
+                        f"{value:g}".replace("-", "\N{MINUS SIGN}"))
     return ", ".join(said) or None
 
 

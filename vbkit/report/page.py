@@ -110,7 +110,7 @@ def _chart_library() -> str:
         import vl_convert
     except ImportError as error:
         raise _missing("vl-convert-python") from error
-    return _script_safe(vl_convert.javascript_bundle())
+    return _script_safe(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _script_safe(code: str) -> str:
@@ -254,10 +254,9 @@ def _picture_wishes(content: Content, video: Video) -> tuple[
         selected = table.position("selected") if table is not None else None
         if start is None or end is None:
             continue
-        for row in video.rows.get(name, ()):
-            if row[start] is not None and row[end] is not None and (
-                    selected is None or row[selected]):
-                wanted.append((row[start] + row[end]) / 2)
+        wanted += [(row[start] + row[end]) / 2 for row in video.rows.get(name, ())
+                   if row[start] is not None and row[end] is not None
+                   and (selected is None or row[selected])]
     return video.keyframes, wanted, _best_moment(content, video)
 
 

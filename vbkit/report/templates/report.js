@@ -32,8 +32,11 @@ function clock(seconds) {
 }
 const interval = (row) => `${clock(row.start_s)}–${clock(row.end_s)}`;
 const timed = (row) => typeof row.start_s === "number" && typeof row.end_s === "number";
-const number = (value, digits = 2) => value === null || value === undefined ? ""
-  : Number.isInteger(value) ? String(value) : value.toFixed(digits);
+const minus = (text) => text.replace("-", "−");
+const score = (value) => typeof value === "number" ? minus(value.toFixed(2)) : "";
+const number = (value) => value === null || value === undefined ? ""
+  : minus(Number.isInteger(value) ? value.toLocaleString("en", {useGrouping: Math.abs(value) > 9999})
+    : value.toFixed(3).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, ""));
 const plural = (count, one, many = one + "s") =>
   `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 const known = (value, ...values) => values.includes(value) ? value : "";
@@ -95,11 +98,11 @@ async function draw(element, spec) {
 }
 
 function bars(rows, {label, value, format = "", sort = null, color, description, unit = ""}) {
-  const reach = Math.max(...rows.map((row) => row[value])) * 1.25 || 1;
+  const reach = Math.max(...rows.map((row) => row[value])) * 1.4 || 1;
   const y = {field: label, type: "nominal", sort, axis: {title: null, domain: false, ticks: false,
     labelLimit: 140, labelColor: "var(--ink)"}};
   const x = {field: value, type: "quantitative", axis: null, scale: {domain: [0, reach]}};
-  return {description, height: {step: 24}, data: {values: rows}, encoding: {y, x},
+  return {description, height: 24 * rows.length, data: {values: rows}, encoding: {y, x},
     layer: [
       {mark: {type: "bar", height: 12, cornerRadiusEnd: 2}, encoding: {...(color ? {color} : {}),
         description: {field: "tip"}, tooltip: {field: "tip"}}},
@@ -119,14 +122,14 @@ function overviewCharts() {
     place.append(h("figure", null, h("figcaption", null, caption), element));
     return draw(element, {...spec, description: caption});
   };
-  if (charts.stages) add("What the last run spent its time on", bars(charts.stages,
+  if (charts.stages) add("What took the time in the last run", bars(charts.stages,
     {label: "name", value: "seconds", format: ".3~r", unit: " s"}));
   if (charts.flagged) {
     const totals = {};
     for (const row of charts.flagged) totals[row.category] = (totals[row.category] ?? 0) + row.count;
     const order = Object.keys(totals).sort((a, b) => totals[b] - totals[a]);
     add("Flagged stretches by category", {
-      height: {step: 24},
+      height: 24 * order.length,
       data: {values: charts.flagged.map((row) => ({...row,
         tip: `${row.category}: ${plural(row.count, "stretch", "stretches")}, ${row.decision}`}))},
       mark: {type: "bar", height: 12},
@@ -278,10 +281,10 @@ async function filter() {
 }
 
 function addHits(row, i, words) {
-  const score = (entry) => words.filter((word) => entry.lower.includes(word)).length;
+  const found = (entry) => words.filter((word) => entry.lower.includes(word)).length;
   const seen = new Set([meta.videos[i]]);
   const best = index[i].filter((entry) => entry.what && entry.what !== "summarisation"
-    && score(entry)).sort((a, b) => score(b) - score(a))
+    && found(entry)).sort((a, b) => found(b) - found(a))
     .filter((entry) => !seen.has(entry.text) && seen.add(entry.text)).slice(0, 3);
   if (!best.length) return;
   row.cells[1].append(h("ul", {class: "hits"}, best.map((entry) => h("li", null,
@@ -369,7 +372,7 @@ function lanes(shown) {
     row.title));
   for (const row of shown.rows("moderation")) add("Moderation",
     row.decision === "block" ? "bad" : "warn", row, row.category,
-    `${row.category}, ${row.decision}, score ${number(row.score)}`);
+    `${row.category}, ${row.decision}, score ${score(row.score)}`);
   for (const row of shown.rows("summarisation_segments")) if (row.selected)
     add("Summary", "selected", row, "", row.text ?? "in the summary");
   for (const row of shown.rows("qa")) if (row.rank === 1 && !row.no_answer)
@@ -386,11 +389,11 @@ function lanes(shown) {
   }
   for (const [name, table] of Object.entries(meta.tables)) if (!table.known) {
     const words = table.columns.find((column) => column.kind === "text");
-    const score = table.columns.find((column) => column.kind === "number"
+    const size = table.columns.find((column) => column.kind === "number"
       && !column.name.endsWith("_s"));
     for (const row of shown.rows(name)) add(name, "other", row,
       words ? row[words.name] ?? "" : "", [words && row[words.name],
-        score && row[score.name] !== null && `${score.name} ${number(row[score.name])}`]
+        size && row[size.name] !== null && `${size.name} ${number(row[size.name])}`]
         .filter(Boolean).join(", ") || name);
   }
   return rows;
@@ -430,7 +433,7 @@ function lanesSpec(rows, duration, labels) {
   names.sort((a, b) => place(a) - place(b));
   const least = duration / 400;  // a stretch of no length can still be seen
   const values = rows.map((row) => ({...row, end: Math.max(row.end, row.start + least)}));
-  return {...frame, description: `Time line: ${names.join(", ")}`, height: {step: 26},
+  return {...frame, description: `Time line: ${names.join(", ")}`, height: 26 * names.length,
     data: {values},
     encoding: {
       y: {field: "lane", type: "nominal", sort: names, axis: y},
@@ -451,7 +454,7 @@ function lanesSpec(rows, duration, labels) {
 function sentimentSpec(rows, duration) {
   const {x, y, frame} = timeSpec(duration);
   const values = rows.map((row) => ({t: (row.start_s + row.end_s) / 2, score: row.score,
-    label: row.label, tip: `${row.label}, score ${number(row.score)}\n${interval(row)}`}));
+    label: row.label, tip: `${row.label}, score ${score(row.score)}\n${interval(row)}`}));
   const scale = {type: "quantitative", scale: {domain: [-1, 1]}};
   return {...frame, description: "Sentiment over time, from −1, negative, to 1, positive",
     height: 84, data: {values},
@@ -521,7 +524,7 @@ function timeline(shown, images, duration) {
     max: duration, step: clips.length > 1 ? Math.max(0.1, duration / clips.length / 2) : "any",
     "aria-label": "Moment", oninput: (event) => current.go(Number(event.target.value), false)});
   const now = h("div", {class: "now", id: "now", "aria-live": "polite"});
-  return {node: section("Time line", line, slide, now), after};
+  return {node: h("section", {"aria-label": "Time line"}, line, slide, now), after};
 }
 
 function showMoment(shown, images, duration, seconds) {
@@ -542,7 +545,7 @@ function showMoment(shown, images, duration, seconds) {
     pair("chapter", at("chapters")[0]?.title),
     pair("said", said), pair("caption", caption),
     pair("flagged", flags.length && flags.map((row, i) => [i ? ", " : "", markOf(row.decision),
-      " ", row.category, " ", h("span", {class: "more"}, number(row.score))])),
+      " ", row.category, " ", h("span", {class: "more"}, score(row.score))])),
     pair("sentiment", mood?.label && markOf(mood.label)),
     pair("label", label?.label)));
 }
@@ -581,7 +584,7 @@ function answers(shown) {
     [...questions.get(row.question) ?? [], row]);
   const one = (row) => [timed(row) && [moment(row.start_s, interval(row)), " "],
     row.answer ?? "nothing to answer from", " ",
-    h("span", {class: "more"}, number(row.score))];
+    h("span", {class: "more"}, score(row.score))];
   return section("Answers", [...questions].map(([question, rows]) => {
     rows.sort((a, b) => a.rank - b.rank);
     const [best, ...others] = rows;
@@ -600,11 +603,11 @@ function moderation(shown, images) {
   const whole = shown.rows("moderation_videos")[0];
   if (!rows.length && !whole) return null;
   return section("Moderation",
-    whole && h("p", {class: "facts"}, whole.decision ? markOf(whole.decision)
-      : "nothing could be judged",
+    whole && h("p", {class: "facts"}, h("span", null, "verdict: ", whole.decision ? markOf(whole.decision)
+      : "nothing could be judged"),
     whole.decision === "allow" && whole.nearest_category
-      ? ` nearest category: ${whole.nearest_category}, ${number(whole.score)}` : "",
-    whole.note ? ` ${whole.note}` : ""),
+      ? h("span", null, `nearest category ${whole.nearest_category}, ${score(whole.score)}`) : null,
+    whole.note ? h("span", null, whole.note) : null),
     rows.length && h("ul", {class: "flags"}, rows.map((row) => {
       const picture = timed(row) && row.modality !== "text"
         ? nearest(images, (row.start_s + row.end_s) / 2) : null;
@@ -614,11 +617,40 @@ function moderation(shown, images) {
           h("p", null, markOf(row.decision), " ", h("b", null, row.category),
             row.parent_category && row.parent_category !== row.category
               ? ` (${row.parent_category})` : "",
-            " ", h("span", {class: "more"}, `score ${number(row.score)}`)),
+            " ", h("span", {class: "more"}, `score ${score(row.score)}`)),
           h("p", null, timed(row) && [moment(row.start_s, interval(row)), " "],
             h("span", {class: "more"}, row.modality)),
           row.evidence && h("p", null, row.evidence)));
     })));
+}
+
+// Rows of the core's table explanations: what each piece of evidence brings to the number of a row.
+function explanations(shown) {
+  const groups = new Map();
+  for (const row of shown.rows("explanations")) {
+    const key = JSON.stringify([row.of_table, row.of_row, row.target]);
+    groups.set(key, [...groups.get(key) ?? [], row]);
+  }
+  return section("Why", [...groups.values()].map((rows) => {
+    const {of_table, of_row, target, method} = rows[0];
+    const of = shown.tables[of_table]?.[of_row] ?? {};
+    const what = of.category ?? of.label ?? of.question ?? of.text ?? "";
+    const most = Math.max(...rows.map((row) => Math.abs(row.weight ?? 0))) || 1;
+    rows.sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+    return h("div", {class: "why"},
+      h("p", null, h("b", null, `${of_table}, row ${of_row}`), what ? `: ${what}` : "", " ",
+        timed(of) && moment(of.start_s, interval(of))),
+      h("p", {class: "facts"}, h("span", null, `${target} ${score(rows[0].score)}`),
+        h("span", null, `${score(rows[0].score_hidden)} without the evidence`),
+        h("span", null, `weights by ${method}`)),
+      h("ul", {class: "scores"}, rows.slice(0, 12).map((row) => h("li", null,
+        h("span", null, timed(row) && [moment(row.start_s, interval(row)), " "],
+          row.text ?? row.kind),
+        h("meter", {min: 0, max: 1, value: Math.abs(row.weight ?? 0) / most,
+          class: row.weight < 0 ? "against" : null, "aria-label": row.weight < 0
+            ? "lowers it" : "raises it"}),
+        h("span", {class: "number"}, (row.weight > 0 ? "+" : "") + score(row.weight))))));
+  }));
 }
 
 function scores(title, rows) {
@@ -626,7 +658,7 @@ function scores(title, rows) {
     h("span", null, row.label),
     row.score === null ? h("span") : h("meter", {min: 0, max: 1, value: row.score,
       "aria-label": row.label}),
-    h("span", {class: "number"}, number(row.score))))));
+    h("span", {class: "number"}, score(row.score))))));
 }
 
 const SHOWN_ROWS = 50;
@@ -638,7 +670,7 @@ function cell(column, row) {
   if (column.kind === "number" && column.unit === "s")
     return h("td", {...attributes, class: "number"}, /(^|_)(start|end|time|keyframe|at)(_s)?$/
       .test(column.name) ? moment(value, clock(value)) : number(value));
-  if (column.kind === "number") return h("td", attributes, number(value, 3));
+  if (column.kind === "number") return h("td", attributes, number(value));
   if (column.kind === "bool") return h("td", attributes, value ? "yes" : "no");
   return h("td", attributes, value);
 }
@@ -679,7 +711,7 @@ function facts(about) {
     pair("frames", about.n_frames?.toLocaleString("en")),
     pair("clips", about.n_clips), pair("segments", about.n_segments),
     pair("words from", about.transcript_source), pair("language", about.language),
-    pair("starts at", about.start_offset_s ? `${number(about.start_offset_s, 3)} s` : null)));
+    pair("starts at", about.start_offset_s ? `${number(about.start_offset_s)} s` : null)));
 }
 
 function showVideo(i) {
@@ -694,6 +726,7 @@ function showVideo(i) {
     section("Summary", summary && h("p", {class: "lead"}, summary)),
     moderation(shown, images),
     answers(shown),
+    explanations(shown),
     spoken("Chapters", shown.rows("chapters"), {text: (row) => row.title}),
     transcript(shown),
     spoken("Captions", captions, {text: (row) => row.caption}),
@@ -701,8 +734,9 @@ function showVideo(i) {
   const right = [
     scores("Labels", [...shown.rows("classification")].sort((a, b) => (b.score ?? -1)
       - (a.score ?? -1)).slice(0, 12)),
-    sentiment?.label && section("Sentiment", h("p", {class: "facts"}, markOf(sentiment.label),
-      ` mean score ${number(sentiment.score)}`)),
+    sentiment?.label && section("Sentiment", h("p", {class: "facts"},
+      h("span", null, markOf(sentiment.label)),
+      h("span", null, `mean score ${score(sentiment.score)}`))),
     facts(about),
   ].filter(Boolean);
   const others = Object.entries(meta.tables).filter(([name, table]) => !table.known
@@ -789,9 +823,10 @@ function show(focus = true) {
   }
 }
 
-addEventListener("hashchange", () => {
-  if (location.hash === "#main") return;
-  show();
+addEventListener("hashchange", () => show());
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();  // its fragment would take the place of what the address says
+  $("main").focus();
 });
 document.addEventListener("click", (event) => {
   if (event.target.closest?.("a[href^='#video=']") && $("video").hidden)
