@@ -2,9 +2,9 @@
 
     python docs/make_images.py
 
-`docs/images/demo.svg` is what a terminal shows when the commands below run, and
-`docs/images/sample.jpg` a row of the pictures that the run saved. Nothing in them is typed by hand.
-Linux and macOS only.
+`docs/images/demo.svg` is what a terminal shows when the commands below run,
+`docs/images/sample.jpg` a row of the pictures that the run saved, and `docs/images/report.png` the
+page of `vbkit report` in Chromium. Nothing in them is typed by hand. Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -38,6 +39,12 @@ COMMANDS = (
     "vbkit show demo sentiment --columns start_s,end_s,label,score,text",
     "vbkit show demo moderation_videos",
 )
+PAGE = (
+    'vbkit run tests/data/sample.mp4 --out demo --task summarisation --task qa --task sentiment '
+    '--task moderation --task classification -o classification.labels="animals, traffic, sport" '
+    '-o classification.clips=true --captions --question "Who passes the waiting cars?"',
+    "vbkit report demo",
+)
 
 
 def main() -> None:
@@ -55,6 +62,10 @@ def main() -> None:
         svg = re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
         (IMAGES / "demo.svg").write_text(svg, encoding="utf-8")
         film_strip(out).save(IMAGES / "sample.jpg", quality=85)
+        for command in PAGE:
+            arguments = [str(out) if word == "demo" else word for word in shlex.split(command)[1:]]
+            subprocess.run([sys.executable, "-m", "vbkit", *arguments], cwd=ROOT, check=True)
+        photograph(out / "report.html", IMAGES / "report.png")
 
 
 def in_terminal(command: list[str]) -> str:
@@ -100,6 +111,22 @@ def film_strip(out: Path) -> Image.Image:
         strip.paste(picture, (left, 0))
         left += picture.width + 4
     return strip
+
+
+def photograph(page: Path, target: Path) -> None:
+    """A page in Chromium, at the moment when the cyclist passes, in 128 colours."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1160, "height": 1010})
+        tab.goto(page.as_uri() + "#video=sample.mp4&t=11")
+        tab.locator("#line svg").nth(1).wait_for()
+        tab.screenshot(path=target)
+        browser.close()
+    with Image.open(target) as picture:
+        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":

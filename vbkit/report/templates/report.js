@@ -399,19 +399,32 @@ function lanes(shown) {
   return rows;
 }
 
+const STEPS = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400];
+
 function timeAxis(duration, labels) {
-  return {title: null, grid: true, gridOpacity: 0.6, domain: false, tickSize: 4, labels,
-    ticks: labels, tickCount: small.matches ? 4 : 8,
+  const most = small.matches ? 4 : 9;
+  const step = STEPS.find((each) => duration / each <= most) ?? duration / most;
+  // A label that is almost at the end would reach beyond it, and make this plot narrower than others.
+  const values = Array.from({length: Math.floor(duration / step + 1e-9) + 1}, (_, i) => i * step)
+    .filter((at) => duration - at > 0.04 * duration || duration - at < 1e-6);
+  return {values, title: null, grid: true, gridOpacity: 0.6, domain: false, tickSize: 4, labels,
+    ticks: labels, labelFlush: true,
     labelExpr: duration >= 3600
       ? "floor(datum.value/3600) + ':' + pad(floor(datum.value/60)%60,2,'0','left') + ':' + "
         + "pad(floor(datum.value%60),2,'0','left')"
       : "floor(datum.value/60) + ':' + pad(floor(datum.value%60),2,'0','left')"
-        + (duration < 5 ? " + '.' + round(10*(datum.value%1))" : "")};
+        + (step < 1 ? " + '.' + round(10*(datum.value%1))" : "")};
+}
+
+// How far the time line's plots are from the left and the right (px), as the style sheet says.
+function margins() {
+  const style = getComputedStyle(document.documentElement);
+  return {axis: parseInt(style.getPropertyValue("--axis")),
+    edge: parseInt(style.getPropertyValue("--edge"))};
 }
 
 function timeSpec(duration) {
-  const axis = parseInt(getComputedStyle(document.documentElement).getPropertyValue("--axis"));
-  const edge = parseInt(getComputedStyle(document.documentElement).getPropertyValue("--edge"));
+  const {axis, edge} = margins();
   return {
     x: (field, labels) => ({field, type: "quantitative",
       scale: {domain: [0, duration], nice: false, zero: false, clamp: true},
@@ -466,7 +479,8 @@ function sentimentSpec(rows, duration) {
     layer: [
       {mark: {type: "line", color: "var(--muted)", strokeWidth: 1.5, interpolate: "monotone",
         aria: false}},
-      {mark: {type: "point", filled: true, size: 36, opacity: 1}, encoding: {
+      {mark: {type: "point", filled: true, size: values.length > 60 ? 10 : 36,
+        opacity: 1}, encoding: {
         color: {field: "label", type: "nominal", legend: null, scale: {
           domain: ["positive", "neutral", "negative"],
           range: ["var(--positive)", "var(--neutral)", "var(--negative)"]}},
@@ -499,9 +513,7 @@ function timeline(shown, images, duration) {
   const rows = lanes(shown);
   const sentiment = shown.rows("sentiment").filter((row) => timed(row) && row.score !== null);
   const line = h("div", {class: "line", id: "line", onclick: (event) => {
-    const style = getComputedStyle(document.documentElement);
-    const axis = parseInt(style.getPropertyValue("--axis"));
-    const edge = parseInt(style.getPropertyValue("--edge"));
+    const {axis, edge} = margins();
     const box = line.getBoundingClientRect();
     const at = (event.clientX - box.left - axis) / (box.width - axis - edge);
     if (at >= -0.01 && at <= 1.01) current.go(at * duration);
@@ -559,6 +571,19 @@ function spoken(title, rows, {text, side, at = "start_s"}) {
   const ol = h("ol", {class: "spoken"}, items);
   return section(title, items.length > 24
     ? h("div", {class: "tall", tabindex: 0, role: "region", "aria-label": title}, ol) : ol);
+}
+
+// Clips after one another that have the same caption, as one.
+function captionsOf(shown) {
+  const merged = [];
+  for (const row of shown.rows("clips")) {
+    if (!row.caption) continue;
+    const before = merged.at(-1);
+    if (before?.caption === row.caption && row.start_s <= before.end_s + 0.01)
+      before.end_s = row.end_s;
+    else merged.push({...row});
+  }
+  return merged;
 }
 
 function transcript(shown) {
@@ -721,7 +746,6 @@ function showVideo(i) {
   const line = timeline(shown, images, duration);
   const summary = shown.rows("summarisation")[0]?.summary;
   const sentiment = shown.rows("sentiment_videos")[0];
-  const captions = shown.rows("clips").filter((row) => row.caption);
   const left = [
     section("Summary", summary && h("p", {class: "lead"}, summary)),
     moderation(shown, images),
@@ -729,7 +753,7 @@ function showVideo(i) {
     explanations(shown),
     spoken("Chapters", shown.rows("chapters"), {text: (row) => row.title}),
     transcript(shown),
-    spoken("Captions", captions, {text: (row) => row.caption}),
+    spoken("Captions", captionsOf(shown), {text: (row) => row.caption}),
   ].flat().filter(Boolean);
   const right = [
     scores("Labels", [...shown.rows("classification")].sort((a, b) => (b.score ?? -1)
@@ -747,7 +771,7 @@ function showVideo(i) {
   $("video-body").replaceChildren(...[
     h("p", {class: "facts"}, h("span", null, markOf(about.status)),
       duration ? h("span", null, clock(duration)) : null,
-      captions.length || about.n_clips ? h("span", null, plural(about.n_clips, "clip")) : null,
+      about.n_clips ? h("span", null, plural(about.n_clips, "clip")) : null,
       about.n_segments ? h("span", null, plural(about.n_segments, "segment")) : null),
     errors.length ? h("div", {class: "trouble"}, h("h2", {class: "sr"}, "Errors"),
       errors.map((row) => h("p", null, h("b", null, row.task ? `${row.stage} ${row.task}`
@@ -829,6 +853,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   $("main").focus();
 });
 document.addEventListener("click", (event) => {
+  if (event.target.closest?.(".figures a"))
+    setTimeout(() => $("videos-title").scrollIntoView({block: "start"}));
   if (event.target.closest?.("a[href^='#video=']") && $("video").hidden)
     listAddress = location.hash || "#";
 });
@@ -877,8 +903,15 @@ let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];
   for (const each of opened) each.open = true;
+  // Charts shrink to the paper, and the keyframes above them have to shrink alike.
+  const line = $("line"), width = line?.clientWidth;
+  if (width) for (const [name, pixels] of Object.entries(margins()))
+    line.style.setProperty(`--${name}`, `${100 * pixels / width}%`);
 });
-addEventListener("afterprint", () => { for (const each of opened) each.open = false; });
+addEventListener("afterprint", () => {
+  for (const each of opened) each.open = false;
+  for (const name of Object.keys(margins())) $("line")?.style.removeProperty(`--${name}`);
+});
 
 // Cells say which column they are, where the list is shown as cards.
 const names = [...list.tHead.rows[0].cells].map((head) => head.textContent.trim());
