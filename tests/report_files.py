@@ -67,8 +67,14 @@ def write_tables(out: Path, tables: Mapping[str, Iterable[tuple[str, Mapping[str
 
 
 def video_rows(video_id: str, *, clips: int = 20, seed: int = 0, said: str | None = None,
-               keyframes: bool = True, status: str = "ok") -> dict[str, list[dict[str, Any]]]:
-    """The rows of one video in all tables; `said` is the text of its second segment."""
+               keyframes: bool = True, status: str = "ok",
+               untimed: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one video in all tables.
+
+    Args:
+        said: the text of its second segment.
+        untimed: whether it is a text without times and pictures.
+    """
     rng = random.Random(seed)
     length = clips * CLIP_S
     spans = [(i * CLIP_S, (i + 1) * CLIP_S) for i in range(clips)]
@@ -87,7 +93,7 @@ def video_rows(video_id: str, *, clips: int = 20, seed: int = 0, said: str | Non
     rng.shuffle(labels)
     mean = float(np.mean(moods))
     overall = "negative" if mean < -0.1 else "positive" if mean > 0.1 else "neutral"
-    return {
+    rows: dict[str, list[dict[str, Any]]] = {
         "videos": [{
             "path": f"/videos/{video_id}", "content_id": f"{seed:040x}", "status": status,
             "error": "3 frames cannot be decoded" if status != "ok" else None,
@@ -146,6 +152,17 @@ def video_rows(video_id: str, *, clips: int = 20, seed: int = 0, said: str | Non
                     "who": "a man" if i % 2 else None} for i, (start, end) in enumerate(spans[:4])],
         "loudness": [{"level": "loud" if seed % 2 else "quiet", "lufs": -23.5}],
     }
+    if untimed:
+        for name in ("clips", "chapters", "people", "moderation", "explanations"):
+            rows[name] = []
+        rows["videos"][0] |= dict.fromkeys(("duration_s", "width", "height", "n_frames"))
+        rows["videos"][0]["n_clips"] = 0
+        for name in ("segments", "sentiment", "summarisation_segments", "qa"):
+            for row in rows[name]:
+                row |= {"start_s": None, "end_s": None}
+        for row in rows["summarisation_segments"]:
+            row["keyframe_s"] = None
+    return rows
 
 
 def write_keyframes(out: Path, folders: int = 50, each: int = 40) -> None:

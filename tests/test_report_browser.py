@@ -47,6 +47,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     videos: dict[str, dict[str, Any]] = {
         f"talks/{i}.mp4": {"seed": i, "clips": 12 + i} for i in range(8)}
     videos["talks/2.mp4"]["said"] = "a zebra crosses the Müller street"
+    videos["words.txt"] = {"seed": 10, "clips": 12, "untimed": True}
     videos["broken.mp4"] = {"seed": 9, "clips": 12, "status": "partial"}
     videos[HOSTILE] = {"seed": 11, "clips": 60, "said": HOSTILE}
     return write_report(write_results(tmp_path_factory.mktemp("page") / "talks", videos)).path
@@ -94,9 +95,9 @@ def shown(tab: Page, count: str) -> None:
 
 def test_opens(open_page: Open):
     tab = open_page()
-    shown(tab, "10 videos")
+    shown(tab, "11 videos")
     assert tab.title() == "talks"
-    assert len(rows(tab)) == 10
+    assert len(rows(tab)) == 11
     for caption in ("What took the time in the last run", "Flagged stretches by category",
                     "Sentiment of the videos", "Likeliest labels"):
         chart = tab.locator("figure", has_text=caption).locator("svg")
@@ -112,7 +113,7 @@ def test_opens(open_page: Open):
 def test_search_finds_words_and_their_moment(open_page: Open):
     tab = open_page()
     tab.get_by_role("searchbox", name="Search").fill("zebra MÜLLER")
-    shown(tab, "1 of 10 videos")
+    shown(tab, "1 of 11 videos")
     assert rows(tab) == ["talks/2.mp4"]
     assert tab.locator(".hits mark").all_inner_texts() == ["zebra", "Müller"]
     tab.locator(".hits a").first.click()
@@ -120,35 +121,35 @@ def test_search_finds_words_and_their_moment(open_page: Open):
     assert "a zebra crosses" in tab.locator("#now").inner_text()
     assert tab.locator(".spoken [aria-current]", has_text="zebra").count() == 1
     tab.go_back()
-    shown(tab, "1 of 10 videos")
+    shown(tab, "1 of 11 videos")
     tab.get_by_role("searchbox").fill("zebra and no giraffe")
-    shown(tab, "0 of 10 videos")
+    shown(tab, "0 of 11 videos")
     assert tab.get_by_text("No video is like that.").is_visible()
     tab.get_by_role("button", name="Clear").click()
-    shown(tab, "10 videos")
+    shown(tab, "11 videos")
 
 
 def test_filters_and_address(open_page: Open):
     tab = open_page()
     tab.locator("#filter-decision").select_option("block")
-    shown(tab, "1 of 10 videos")
+    shown(tab, "1 of 11 videos")
     assert rows(tab) == ["talks/3.mp4"]
     tab.locator("#filter-decision").select_option("review")
     tab.locator("#filter-status").select_option("ok")
-    shown(tab, "3 of 10 videos")
+    shown(tab, "3 of 11 videos")
     assert set(rows(tab)) == {"talks/1.mp4", "talks/6.mp4", HOSTILE}
     tab.get_by_role("button", name="Length").click()
     tab.get_by_role("button", name="Length").click()
     assert rows(tab) == [HOSTILE, "talks/6.mp4", "talks/1.mp4"]
     tab.reload()  # the address keeps what was chosen
-    shown(tab, "3 of 10 videos")
+    shown(tab, "3 of 11 videos")
     assert rows(tab) == [HOSTILE, "talks/6.mp4", "talks/1.mp4"]
     tab.locator("#filter-status").select_option("")
     tab.locator("#filter-decision").select_option("")
     tab.locator("#filter-tables").select_option("errors")
-    shown(tab, "1 of 10 videos")
+    shown(tab, "1 of 11 videos")
     assert rows(tab) == ["broken.mp4"]
-    assert open_page("#status=%3Cb%3E&sort=99&q=").locator("#videos tr:visible").count() == 11
+    assert open_page("#status=%3Cb%3E&sort=99&q=").locator("#videos tr:visible").count() == 12
 
 
 def test_sorting(open_page: Open):
@@ -174,9 +175,9 @@ def test_keyboard_alone(open_page: Open):
     tab.keyboard.press("/")
     tab.locator("#search:focus").wait_for()
     tab.keyboard.type("talks")
-    shown(tab, "8 of 10 videos")
+    shown(tab, "8 of 11 videos")
     tab.keyboard.press("Escape")
-    shown(tab, "10 videos")
+    shown(tab, "11 videos")
     tab.locator("#videos a", has_text="talks/1.mp4").focus()
     tab.keyboard.press("ArrowDown")
     tab.keyboard.press("Enter")
@@ -228,10 +229,19 @@ def test_a_video(open_page: Open):
     assert "3 frames cannot be decoded" in trouble.inner_text()
 
 
+def test_words_without_times_and_pictures(open_page: Open):
+    tab = open_page("#video=words.txt")
+    tab.locator("#video-title", has_text="words.txt").wait_for()
+    assert tab.locator("#line").count() == 0
+    assert tab.locator("#video .spoken li").count() == 9
+    assert tab.locator("#video .time").count() == 0
+    assert tab.get_by_role("heading", name="Answers").is_visible()
+
+
 def test_a_hostile_transcript_does_nothing(open_page: Open):
     tab = open_page()
     tab.get_by_role("searchbox").fill("javascript:pwned")
-    shown(tab, "1 of 10 videos")
+    shown(tab, "1 of 11 videos")
     tab.locator("#videos a", has_text="pwned").first.click()
     tab.locator("#line svg").first.wait_for()
     assert tab.locator("#video-title").text_content() == HOSTILE

@@ -198,12 +198,13 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _kind(dtype: Any) -> str:
-    name = str(dtype).lower()
-    for kind, beginnings in (("number", ("int", "float")), ("bool", ("bool",)),
-                             ("time", ("datetime",))):
-        if name.startswith(beginnings):
-            return kind
-    return "text"
+    from pandas.api import types
+
+    if types.is_bool_dtype(dtype):
+        return "bool"
+    if types.is_numeric_dtype(dtype):
+        return "number"
+    return "time" if types.is_datetime64_any_dtype(dtype) else "text"
 
 
 def _distribute(name: str, frame: pd.DataFrame, by_id: Mapping[str, Video],

@@ -79,8 +79,8 @@ def write_report(out: str | Path, target: str | Path | None = None, *, title: st
     path = out / FILE_NAME if target is None else Path(target)
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file in it")
-    charts = _chart_library()
     environment = _environment()
+    charts = _chart_library()
     content = read_content(out)
     shelf = PictureShelf(out, int(pictures_mb * 1e6), len(content.videos))
     page = environment.get_template("report.html.j2").generate(
