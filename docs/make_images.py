@@ -3,13 +3,14 @@
     python docs/make_images.py
 
 `docs/images/demo.svg` is what a terminal shows when the commands below run,
-`docs/images/sample.jpg` a row of the pictures that the run saved, and `docs/images/report.png` the
+`docs/images/sample.jpg` a row of the pictures that the run saved, and `docs/images/report.webp` the
 page of `vbkit report` in Chromium. Nothing in them is typed by hand. Linux and macOS only.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -65,7 +66,7 @@ def main() -> None:
         for command in PAGE:
             arguments = [str(out) if word == "demo" else word for word in shlex.split(command)[1:]]
             subprocess.run([sys.executable, "-m", "vbkit", *arguments], cwd=ROOT, check=True)
-        photograph(out / "report.html", IMAGES / "report.png")
+        photograph(out / "report.html", IMAGES / "report.webp")
 
 
 def in_terminal(command: list[str]) -> str:
@@ -114,19 +115,18 @@ def film_strip(out: Path) -> Image.Image:
 
 
 def photograph(page: Path, target: Path) -> None:
-    """A page in Chromium, at the moment when the cyclist passes, in 128 colours."""
+    """A page in Chromium, at the moment when the cyclist passes."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1160, "height": 1010})
-        tab.goto(page.as_uri() + "#video=sample.mp4&t=11")
+        tab = browser.new_page(viewport={"width": 1160, "height": 950})
+        tab.goto(page.as_uri() + "#video=sample.mp4&t=9.5")
         tab.locator("#line svg").nth(1).wait_for()
-        tab.screenshot(path=target)
+        with Image.open(io.BytesIO(tab.screenshot())) as picture:
+            picture.convert("RGB").save(target, quality=88, method=6)
         browser.close()
-    with Image.open(target) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":
