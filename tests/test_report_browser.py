@@ -201,7 +201,7 @@ def test_keyboard_alone(open_page: Open):
 def test_a_video(open_page: Open):
     tab = open_page("#video=talks%2F3.mp4&t=4")
     tab.locator("#line svg").nth(1).wait_for()
-    for name in ("Summary", "Moderation", "Answers", "Why", "Chapters", "Transcript", "Captions",
+    for name in ("Summary", "Moderation", "Answers", "Explanations", "Chapters", "Transcript", "Captions",
                  "Labels", "Sentiment", "File", "Other tables"):
         assert tab.get_by_role("heading", name=name, exact=True).is_visible()
     lanes = tab.locator("#line .chart").first.locator("svg").text_content()

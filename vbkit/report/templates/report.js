@@ -656,7 +656,7 @@ function explanations(shown) {
     const key = JSON.stringify([row.of_table, row.of_row, row.target]);
     groups.set(key, [...groups.get(key) ?? [], row]);
   }
-  return section("Why", [...groups.values()].map((rows) => {
+  const all = [...groups.values()].map((rows) => {
     const {of_table, of_row, target, method} = rows[0];
     const of = shown.tables[of_table]?.[of_row] ?? {};
     const what = of.category ?? of.label ?? of.question ?? of.text ?? "";
@@ -675,7 +675,9 @@ function explanations(shown) {
           class: row.weight < 0 ? "against" : null, "aria-label": row.weight < 0
             ? "lowers it" : "raises it"}),
         h("span", {class: "number"}, (row.weight > 0 ? "+" : "") + score(row.weight))))));
-  }));
+  });
+  return section("Explanations", all.slice(0, 4), all.length > 4 && h("details", null,
+    h("summary", null, `${all.length - 4} more`), all.slice(4)));
 }
 
 function scores(title, rows) {
