@@ -201,8 +201,8 @@ def test_keyboard_alone(open_page: Open):
 def test_a_video(open_page: Open):
     tab = open_page("#video=talks%2F3.mp4&t=4")
     tab.locator("#line svg").nth(1).wait_for()
-    for name in ("Summary", "Moderation", "Answers", "Explanations", "Chapters", "Transcript", "Captions",
-                 "Labels", "Sentiment", "File", "Other tables"):
+    for name in ("Summary", "Moderation", "Answers", "Explanations", "Chapters", "Transcript",
+                 "Captions", "Labels", "Sentiment", "File", "Other tables"):
         assert tab.get_by_role("heading", name=name, exact=True).is_visible()
     lanes = tab.locator("#line .chart").first.locator("svg").text_content()
     for lane in ("Chapters", "Moderation", "Summary", "Answers", "people"):
@@ -329,8 +329,8 @@ def test_on_paper(open_page: Open):
 
 def test_a_thousand_videos_open_at_once(open_page: Open, tmp_path: Path):
     out = write_results(tmp_path / "many", {
-        f"{i:04d}.mp4": {"seed": i, "clips": 12} for i in range(1000)})
-    path = write_report(out, pictures_mb=12).path
+        f"{i:04d}.mp4": {"seed": i, "clips": 8} for i in range(1000)})
+    path = write_report(out, pictures_mb=6).path
     began = time.perf_counter()
     tab = open_page(path=path)
     shown(tab, "1,000 videos")

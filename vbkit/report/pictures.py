@@ -114,8 +114,10 @@ class PictureShelf:
             data = path.read_bytes()
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 if box is not None and (image.width > box[0] or image.height > box[1]):
-                    image.draft("RGB", box)
-                    image.thumbnail(box)
+                    scale = min(box[0] / image.width, box[1] / image.height)
+                    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+                    image.draft("RGB", size)  # decodes at a half or a quarter where that will do
+                    image.thumbnail(size)
                     file = io.BytesIO()
                     image.convert("RGB").save(file, "JPEG", quality=_QUALITY, optimize=True)
                     data = file.getvalue()
