@@ -277,6 +277,7 @@ async function filter() {
   $("count").textContent = count === all ? plural(all, "video")
     : `${count.toLocaleString("en")} of ${plural(all, "video")}`;
   $("nothing").hidden = count > 0;
+  list.hidden = count === 0;
   $("clear").hidden = !words.length && !state.sort && filters.every(({value}) => !value);
 }
 
