@@ -670,8 +670,8 @@ function explanations(shown) {
         h("span", null, `${score(rows[0].score_hidden)} without the evidence`),
         h("span", null, `weights by ${method}`)),
       h("ul", {class: "scores"}, rows.slice(0, 12).map((row) => h("li", null,
-        h("span", null, timed(row) && [moment(row.start_s, interval(row)), " "],
-          row.text ?? row.kind),
+        h("span", null, row.kind !== "word" && timed(row)
+          && [moment(row.start_s, interval(row)), " "], row.text ?? row.kind),
         h("meter", {min: 0, max: 1, value: Math.abs(row.weight ?? 0) / most,
           class: row.weight < 0 ? "against" : null, "aria-label": row.weight < 0
             ? "lowers it" : "raises it"}),
