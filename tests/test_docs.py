@@ -213,7 +213,8 @@ def test_command_line_is_one_that_vbkit_takes(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [line for _, line in COMMAND_LINES
-     if words(line)[0] in {"tables", "show", "query", "export", "tasks", "plugins", "models"}
+     if words(line)[0] in {"tables", "show", "query", "export", "report", "tasks", "plugins",
+                           "models"}
      and not OF_EXAMPLES & set(words(line))],
 )
 def test_command_that_reads_runs(line: str, workplace: Path,

@@ -310,9 +310,12 @@ CORE_TABLES: dict[str, TableSchema] = {
                 Column("n_partial", "int64", doc="inputs done in part"),
                 Column("n_failed", "int64", doc="inputs that failed"),
                 Column("n_skipped", "int64", doc="inputs that were already up to date"),
+                Column("seconds", "string", nullable=True,
+                       doc="JSON: wall time by stage (s) and total; NULL before its end"),
             ),
             per_video=False,
             doc="a run of vbkit",
+            version=2,
         ),
     )
 }

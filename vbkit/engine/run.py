@@ -534,6 +534,8 @@ class Runner:
             "device": f"{self.bundle.device} {self.bundle.precision}",
             "cache": str(self.pipeline.cache.folder) if self.pipeline.cache else None,
             **{f"n_{status}": count for status, count in self.counts.items()},
+            "seconds": None if finished is None else json.dumps(
+                {name: round(seconds, 3) for name, seconds in self.seconds.items()}),
         }
         if self.store is not None:
             self.store.write_run(row)
