@@ -2,7 +2,7 @@
 
     python -m benchmarks              all of them (about half an hour on two cores)
     python -m benchmarks startup      one: startup, backbone, tasks, second, overlap, memory, batch,
-                                      pretraining, kmeans
+                                      library, pretraining, kmeans
 
 Nothing else should run on the machine meanwhile.
 """
@@ -220,6 +220,14 @@ def batch(folder: Path) -> Iterator[Measurement]:
     yield Measurement("largest difference of a score, alone and among others", largest, "", 1e-4)
 
 
+def library(folder: Path) -> Iterator[Measurement]:
+    """Questions to a results folder of a thousand videos, from its cache."""
+    from benchmarks.library import measure
+
+    for row in measure(folder):
+        yield Measurement(*row)
+
+
 def pretraining(folder: Path) -> Iterator[Measurement]:
     """A pretraining step beside transformers' BERT of the same size."""
     from benchmarks.pretraining import measure
@@ -238,7 +246,7 @@ def kmeans(folder: Path, rows: int = 1_000_000) -> Iterator[Measurement]:
 
 BENCHMARKS: dict[str, Callable[[Path], Iterator[Measurement]]] = {
     function.__name__: function
-    for function in (startup, backbone, tasks, second, overlap, batch, memory,
+    for function in (startup, backbone, tasks, second, overlap, batch, memory, library,
                      pretraining, kmeans)
 }
 

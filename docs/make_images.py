@@ -2,18 +2,20 @@
 
     python docs/make_images.py
 
-`docs/images/demo.svg` is what a terminal shows when the commands below run, and
-`docs/images/sample.jpg` a row of the pictures that the run saved. Nothing in them is typed by hand.
-Linux and macOS only.
+`docs/images/demo.svg` is what a terminal shows when the commands below run,
+`docs/images/sample.jpg` a row of the pictures that the run saved, and `docs/images/report.webp` the
+page of `vbkit report` in Chromium. Nothing in them is typed by hand. Linux and macOS only.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -38,6 +40,12 @@ COMMANDS = (
     "vbkit show demo sentiment --columns start_s,end_s,label,score,text",
     "vbkit show demo moderation_videos",
 )
+PAGE = (
+    'vbkit run tests/data/sample.mp4 --out demo --task summarisation --task qa --task sentiment '
+    '--task moderation --task classification -o classification.labels="animals, traffic, sport" '
+    '-o classification.clips=true --captions --question "Who passes the waiting cars?"',
+    "vbkit report demo",
+)
 
 
 def main() -> None:
@@ -55,6 +63,10 @@ def main() -> None:
         svg = re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
         (IMAGES / "demo.svg").write_text(svg, encoding="utf-8")
         film_strip(out).save(IMAGES / "sample.jpg", quality=85)
+        for command in PAGE:
+            arguments = [str(out) if word == "demo" else word for word in shlex.split(command)[1:]]
+            subprocess.run([sys.executable, "-m", "vbkit", *arguments], cwd=ROOT, check=True)
+        photograph(out / "report.html", IMAGES / "report.webp")
 
 
 def in_terminal(command: list[str]) -> str:
@@ -100,6 +112,21 @@ def film_strip(out: Path) -> Image.Image:
         strip.paste(picture, (left, 0))
         left += picture.width + 4
     return strip
+
+
+def photograph(page: Path, target: Path) -> None:
+    """A page in Chromium, at the moment when the cyclist passes."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1160, "height": 950})
+        tab.goto(page.as_uri() + "#video=sample.mp4&t=9.5")
+        tab.locator("#line svg").nth(1).wait_for()
+        with Image.open(io.BytesIO(tab.screenshot())) as picture:
+            picture.convert("RGB").save(target, quality=88, method=6)
+        browser.close()
 
 
 if __name__ == "__main__":

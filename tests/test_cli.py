@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,22 @@ from plugin_files import TASK, make_distribution, site  # noqa: F401 (a fixture)
 
 import vbkit
 from vbkit.cli import COMMANDS, cli, settings
-from vbkit.cli.doctor import Check, _in_process, _plugins, _torch, examine
+from vbkit.cli.doctor import (
+    Check,
+    Status,
+    _extras,
+    _feature_cache,
+    _in_process,
+    _plugins,
+    _speech,
+    _torch,
+    examine,
+)
 from vbkit.cli.plugins import on_disk
 from vbkit.errors import StoreError, UsageError
+from vbkit.hookspecs import hookimpl
 from vbkit.plugins import PluginManager, default_manager
+from vbkit.specs import TranscriberSpec
 
 HEAVY = {"torch", "numpy", "pandas", "pyarrow", "duckdb", "av", "decord", "transformers"}
 
@@ -390,7 +403,8 @@ def test_models(dogs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_doctor_examines_this_installation(tmp_path: Path) -> None:
     checks = {check.name: check for check in examine(tmp_path)}
     for name in ("python", "vbkit", "torch", "torchvision", "torch + torchvision", "device", "cpu",
-                 "PyAV", "decord", "plugins", "model mini", "disk"):
+                 "PyAV", "decord", "plugins", "model mini", "models", "feature cache", "disk",
+                 "speech to text", "extra excel", "extra tensorboard"):
         assert name in checks
     assert checks["torch + torchvision"].status == "ok", checks
     assert checks["PyAV"].status == "ok"
@@ -419,6 +433,93 @@ def test_doctor_knows_a_mixed_build() -> None:
     assert "from the same index" in mixed.todo
     assert verdict(both).status == "ok"
     assert verdict({"torch_error": "OSError: libcudart.so"}).status == "fail"
+
+
+def test_doctor_says_what_speech_to_text_lacks() -> None:
+    def says(lacks: str | Exception | None) -> tuple[str, str]:
+        class Ears:
+            def __init__(self, options: object, device: str) -> None:
+                pass
+
+            def missing(self) -> str | None:
+                if isinstance(lacks, Exception):
+                    raise lacks
+                return lacks
+
+        class Plugin:
+            @hookimpl
+            def vbkit_transcribers(self) -> Iterator[TranscriberSpec]:
+                yield TranscriberSpec("ears", "Hears.", "made_up_ears:Ears")
+
+        module = types.ModuleType("made_up_ears")
+        module.Ears = Ears  # type: ignore[attr-defined]
+        manager = PluginManager()
+        manager.register(Plugin(), "ears")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "made_up_ears", module)
+            check = next(check for check in _speech(manager) if "ears" in check.detail)
+        return check.status, check.detail
+
+    assert says(None) == ("ok", "ears lacks nothing")
+    assert says("no model is on disk") == ("ok", "not by ears: no model is on disk")
+    assert says(ValueError("my ears hurt")) == ("warn", "not by ears: it fails: my ears hurt")
+
+
+def test_doctor_measures_the_feature_cache(tmp_path: Path) -> None:
+    entry = tmp_path / "ab" / "abcdef" / "visual-1.safetensors"
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(bytes(2_500_000))
+    (tmp_path / "link").symlink_to(entry)
+    check = _feature_cache(tmp_path)
+    assert (check.status, check.detail) == (
+        "ok", f"2.5 MB of 1 contents, 1 files in {tmp_path}")
+    assert _feature_cache(entry).status == "fail"
+    assert _feature_cache(tmp_path / "new").status == "ok"
+
+
+def test_doctor_says_which_extras_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def version(name: str) -> str:
+        if name == "openpyxl":
+            return "2.0"
+        if name == "tensorboard":
+            raise metadata.PackageNotFoundError(name)
+        return metadata.version(name)
+
+    monkeypatch.setattr("vbkit.cli.doctor.version", version)
+    checks = {check.name: check for check in _extras()}
+    assert "(here is 2.0)" in checks["extra excel"].detail
+    assert checks["extra excel"].todo == "if wanted: pip install 'vbkit[excel]'"
+    assert checks["extra tensorboard"].detail.startswith("not installed, for curves")
+    assert all(check.status == "ok" for check in checks.values())
+    assert "extra dev" not in checks
+    monkeypatch.undo()
+    (excel,) = [check for check in _extras() if check.name == "extra excel"]
+    pytest.importorskip("openpyxl")
+    assert excel == Check("extra excel", "ok", "installed, for vbkit export --to xlsx: openpyxl")
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctors_exit_status_and_json(status: Status, code: int, tmp_path: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, object]] = []
+
+    def answer(folder: Path | None, cache: Path | None) -> list[Check]:
+        asked.append((folder, cache))
+        return [Check("disk", status, "so and so", "do this")]
+
+    monkeypatch.setattr("vbkit.cli.doctor.examine", answer)
+    monkeypatch.delenv("VBKIT_CACHE", raising=False)
+    (tmp_path / "cache").mkdir()
+    done = run("doctor", "--out", str(tmp_path), "--json")
+    assert done.exit_code == code
+    assert json.loads(done.stdout) == [
+        {"name": "disk", "status": status, "detail": "so and so", "todo": "do this"}]
+    text = run("doctor", "--out", str(tmp_path / "new" / "er"), "--cache", "c")
+    assert text.exit_code == code
+    assert text.stdout.split(maxsplit=2) == [status, "disk", "so and so -> do this\n"]
+    assert asked == [(tmp_path, tmp_path / "cache"), (tmp_path, Path("c"))]
 
 
 def test_doctor_finds_a_failed_plugin(dogs: None) -> None:

@@ -204,6 +204,7 @@ def test_command_line_is_one_that_vbkit_takes(line: str) -> None:
     if name == "run":
         tasks = set(given["tasks"]) - OF_EXAMPLES
         specs = {task: default_manager().get_task(task).spec for task in tasks}
+        specs |= {heard.name: heard.spec for heard in default_manager().transcribers()}
         for task, values in split_assignments(given["options"]).items():
             if task not in OF_EXAMPLES:
                 parse_options(specs[task].options, values, task)
@@ -212,7 +213,8 @@ def test_command_line_is_one_that_vbkit_takes(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [line for _, line in COMMAND_LINES
-     if words(line)[0] in {"tables", "show", "query", "export", "tasks", "plugins", "models"}
+     if words(line)[0] in {"tables", "show", "query", "export", "report", "tasks", "plugins",
+                           "models"}
      and not OF_EXAMPLES & set(words(line))],
 )
 def test_command_that_reads_runs(line: str, workplace: Path,

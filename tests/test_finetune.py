@@ -16,6 +16,7 @@ from vbkit.cli import cli
 from vbkit.errors import ManifestError, ModelError, UsageError
 from vbkit.evaluation.labelled import read_labelled
 from vbkit.evaluation.tasks import evaluate_task
+from vbkit.heads import FitOptions
 from vbkit.training.finetune import finetune, split_videos
 
 KITCHEN = (
@@ -310,3 +311,54 @@ def test_results_go_back_as_labels(engine, sample: Path, sentences: Path, tmp_pa
     shown = CliRunner().invoke(cli, ["export", str(out), "videos", "--to", "manifest"])
     assert shown.exit_code == 2
     assert "is no table of labels" in shown.stderr
+
+
+# --- what is written --------------------------------------------------------------------------
+
+
+def test_rows_are_scored_once_for_metrics_and_predictions(engine, tmp_path, monkeypatch) -> None:
+    from vbkit_sentiment.head import SentimentHead
+
+    scored = []
+    predict = SentimentHead.predict
+    monkeypatch.setattr(SentimentHead, "predict", lambda self, features: scored.append(
+        features.video_id) or predict(self, features))
+    labelled = manifest(tmp_path / "said.jsonl", [
+        {"id": "good", "text": "I love it, what a wonderful day!", "label": "positive"},
+        {"id": "bad", "text": "I hate this terrible weather.", "label": "negative"}])
+    found = evaluate_task(engine, "sentiment", labelled, predictions=True)
+    assert scored == ["good", "bad"]
+    assert [row["video_id"] for row in found.predictions] == scored
+    assert found.metrics["accuracy"] == 1
+
+
+def test_losses_are_drawn_by_tensorboard(engine, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = [{"id": f"{label} {n}", "text": f"{text} {n} times", "label": label}
+            for label, text in (("positive", "we loved it"), ("negative", "we hated it"))
+            for n in range(10)]
+    labelled = manifest(tmp_path / "said.jsonl", rows)
+    told = []
+    finetune(engine, "sentiment", labelled, tmp_path / "head",
+             fit=FitOptions(epochs=2, logged=told.append))
+    events = EventAccumulator(str(tmp_path / "head" / "tensorboard"))
+    events.Reload()
+    drawn = [(each.step, each.value) for each in events.Scalars("val_loss")]
+    assert drawn == [(numbers["step"], pytest.approx(numbers["val_loss"])) for numbers in told]
+
+
+def test_a_training_that_fails_leaves_nothing_behind(engine, tmp_path, monkeypatch) -> None:
+    from vbkit_sentiment.head import SentimentHead
+
+    def fit(self, train, val, options) -> None:
+        options.logged({"step": 1, "val_loss": 2.0})
+        raise ManifestError("the labels are of no use")
+
+    monkeypatch.setattr(SentimentHead, "fit", fit)
+    labelled = manifest(tmp_path / "said.jsonl", [
+        {"id": str(n), "text": "we loved it", "label": "positive"} for n in range(4)])
+    with pytest.raises(ManifestError, match="of no use"):
+        finetune(engine, "sentiment", labelled, tmp_path / "head")
+    assert not (tmp_path / "head").exists()

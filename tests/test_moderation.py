@@ -296,7 +296,7 @@ def test_other_languages_are_not_scored() -> None:
     tables = head(EVERYTHING).predict(features(0, ["guten Tag"], language="de"))
     assert tables["moderation"].empty
     assert tables["moderation_videos"]["decision"].isna().all()
-    assert tables["moderation_videos"]["note"][0] == "text in language 'de' was not judged"
+    assert tables["moderation_videos"]["note"][0] == "text in language de was not read"
 
 
 def test_picture_is_judged_when_the_language_is_unknown_to_the_head() -> None:

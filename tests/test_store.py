@@ -205,7 +205,7 @@ def test_the_folder_is_read_by_others(store: ResultStore):
     assert str(frame["segment"].dtype) == "Int64"
     assert {path.suffix for path in folder.iterdir()} == {".parquet"}
     footer = pq.read_metadata(folder / file_name("a.mp4"))
-    assert footer.row_group(0).column(0).compression == "ZSTD"
+    assert footer.row_group(0).column(0).compression == "SNAPPY"
 
 
 def test_the_folder_is_read_by_polars(store: ResultStore):

@@ -234,7 +234,7 @@ def test_transcripts_in_other_languages_have_no_score(
     assert rows["rank"].isna().all()
     assert not rows.selected.any()
     assert pd.isna(tables["summarisation"].compression[0])
-    assert "'de'" in caplog.text
+    assert "text in language de was not read" in caplog.text
 
 
 def test_untimed_text_is_summarised_without_times(head: SummarisationHead) -> None:
@@ -369,3 +369,24 @@ def test_the_sample_is_summarised(engine, sample: Path) -> None:
     assert 0 < row.compression < 1
     assert rows.keyframe_s.between(0, 16).all()
     assert tables["chapters"].empty
+
+
+@pytest.mark.parametrize(("options", "said", "clips"), [
+    ({"sentences": 1}, 1, 0), ({"sentences": 3}, 2, 1), ({"sentences": 99}, 2, 7),
+    ({"ratio": 1.0}, 2, 7), ({"ratio": 0.001}, 1, 1), ({"ratio": 0.3, "sentences": 99}, 1, 2),
+])
+def test_lengths_asked_for_hold_where_little_is_said(options, said, clips) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.nn.functional.normalize(torch.randn(12, DIM, generator=generator), dim=1)
+    rows = tables_of(head_with(**options), features_of(["Hello there.", "Look at it."], pictures)
+                     )["summarisation_segments"]
+    assert rows["segment"].isna().sum() == 7  # clips in which nobody speaks
+    selected = rows[rows["selected"]]
+    assert (selected["segment"].notna().sum(), selected["segment"].isna().sum()) == (said, clips)
+
+
+@pytest.mark.parametrize("options", [{"sentences": 5}, {"ratio": 1.0}, {"ratio": 0.01}])
+def test_lengths_asked_for_of_nothing_are_nothing(options) -> None:
+    tables = tables_of(head_with(**options), features_of([]))
+    assert tables["summarisation"].n_selected.tolist() == [0]
+    assert not len(tables["summarisation_segments"])

@@ -30,6 +30,7 @@ _LAZY = {
     "VbkitError": "vbkit.errors",
     "hookimpl": "vbkit.hookspecs",
     "list_tables": "vbkit.store",
+    "load_features": "vbkit.engine.stored",
     "load_table": "vbkit.store",
     "option": "vbkit.specs",
 }
@@ -53,12 +54,14 @@ __all__ = [
     "__version__",
     "hookimpl",
     "list_tables",
+    "load_features",
     "load_table",
     "option",
 ]
 
 if TYPE_CHECKING:
     from vbkit.engine import Engine
+    from vbkit.engine.stored import load_features
     from vbkit.errors import VbkitError
     from vbkit.features import Features
     from vbkit.heads import Example, FitOptions, Head, HeadContext

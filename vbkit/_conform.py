@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Mask = npt.NDArray[np.bool_]
 
-__all__ = ["BadValueError", "convert", "utf8"]
+__all__ = ["BadValueError", "convert", "is_converted", "utf8"]
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -55,16 +55,16 @@ def convert(series: pd.Series, dtype: str, nullable: bool) -> pd.Series:
     if null.any() and not nullable:
         row = int(null.argmax())
         raise BadValueError(row, series.iloc[row], "NULL, but the column is not nullable")
-    if _is_converted(series, dtype, nullable):
+    if is_converted(series.dtype, dtype, nullable):
         return series.reset_index(drop=True).copy()
     return _CONVERT[dtype](series, null, nullable)
 
 
-def _is_converted(series: pd.Series, dtype: str, nullable: bool) -> bool:
-    """Whether a series certainly is as `convert` would make it, so that a copy will do."""
-    name = str(series.dtype)
+def is_converted(found: Any, dtype: str, nullable: bool) -> bool:
+    """Whether a series of dtype `found` certainly is as `convert` would make it."""
+    name = str(found)
     if dtype == "string":
-        arrow = getattr(series.dtype, "storage", "") == "pyarrow"  # which holds UTF-8 only
+        arrow = getattr(found, "storage", "") == "pyarrow"  # which holds UTF-8 only
         return arrow and name == "string"
     if dtype == "int64":
         return name == ("Int64" if nullable else "int64")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ class Features:
         video_id: the input's id.
         info: `VideoInfo`, or None for an input without a picture.
         language: ISO 639-1 code of the transcript, or None.
+        segment_languages: S codes, of each segment's language: its own where it says enough to
+            tell, else the transcript's; None where that is not known either.
         questions: the questions asked of this video.
         error: None, or the error that kept the source from being read; then no output is there.
         keyframe_times: times (s) of the pictures that the run saves, for tables that point at one.
@@ -77,6 +79,7 @@ class Features:
         *,
         info: VideoInfo | None = None,
         language: str | None = None,
+        segment_languages: Sequence[str | None] | None = None,
         questions: Sequence[str] = (),
         keyframe_times: Sequence[float] = (),
         error: Exception | None = None,
@@ -87,6 +90,9 @@ class Features:
         self.video_id = video_id
         self.info = info
         self.language = language
+        self.segment_languages: tuple[str | None, ...] = (
+            tuple(segment_languages or ())
+            or (language,) * len(outputs.get("segments", ())))
         self.questions = tuple(questions)
         self.keyframe_times = tuple(keyframe_times)
         self.error = error
@@ -124,10 +130,31 @@ class Features:
             self.video_id,
             {name: iter(value) if name == "frames" else value
              for name, value in self._outputs.items() if name in wanted},
-            info=self.info, language=self.language,
+            info=self.info, language=self.language, segment_languages=self.segment_languages,
             questions=self.questions if questions is None else questions,
             keyframe_times=self.keyframe_times, error=self.error,
         )
+
+    def in_languages(self, languages: Collection[str]) -> np.ndarray:
+        """(S,) bool: which segments are in one of `languages`, or in none that could be told.
+
+        What reads text leaves out the others, instead of guessing.
+        """
+        import numpy as np
+
+        return np.array([language is None or language in languages
+                         for language in self.segment_languages], dtype=bool)
+
+    def unread_note(self, languages: Collection[str]) -> str | None:
+        """A note on the segments that are in none of `languages`; None where there are none."""
+        unread = [each for each in self.segment_languages
+                  if each is not None and each not in languages]
+        if not unread:
+            return None
+        names = ", ".join(sorted(set(unread)))
+        if len(unread) == len(self.segment_languages):
+            return f"text in language {names} was not read"
+        return f"{len(unread)} of {len(self.segment_languages)} segments, in {names}, were not read"
 
     def __repr__(self) -> str:
         if self.error is not None:

@@ -168,6 +168,14 @@ class Head:
         """
         raise ModelError(f"{type(self).__name__} cannot be evaluated")
 
+    def search_texts(self, question: str) -> Sequence[str]:
+        """Texts by which videos that may answer `question` are looked for, beside it.
+
+        `vbkit ask` reads only the videos with a clip or a segment that is near to one of them in
+        the space that video and text share.
+        """
+        return ()
+
     def teardown(self) -> None:
         """Release what `setup` took. Called once, also after an error."""
 

@@ -79,8 +79,9 @@ def vbkit_backbones() -> Iterable[BackboneSpec]:
 def vbkit_transcribers() -> Iterable[TranscriberSpec]:
     """Declare speech-to-text. (collecting)
 
-    `--transcript auto` asks the declared transcribers in order of their names, after sidecar
-    files and embedded streams, and uses the first that is available without a download.
+    `--transcript auto` listens where there is neither a sidecar file nor an embedded stream. It
+    uses the transcriber that `-o name.option=value` names, else the first, by name, that can work
+    without a download.
 
     Returns:
         An iterable of `TranscriberSpec`.

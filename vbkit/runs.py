@@ -53,8 +53,8 @@ class RunReport:
     Args:
         n_ok, n_partial, n_failed, n_skipped: inputs by status; skipped ones were up to date.
         failures: every failure.
-        seconds: wall time by stage (s): `total`, `decode` (waited for), `backbone`, `text`,
-            `joint`, and `head:NAME` for each task.
+        seconds: wall time by stage (s): `total`, `speech` (beside the others),
+            `decode` (waited for), `backbone`, `text`, `joint`, and `head:NAME` for each task.
         notes: what an operator should know, e.g. that no speech model is there.
     """
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vbkit.errors import PluginError
+from vbkit.errors import PluginError, UsageError
 from vbkit.tables import CORE_TABLES, TableSchema
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "NoOptions",
     "TaskSpec",
     "TranscriberSpec",
+    "check_capability",
     "load_object",
     "option",
 ]
@@ -168,6 +169,17 @@ def _one_line(kind: str, name: str, summary: str) -> None:
         raise PluginError(f"{kind} {name}: summary must be one line of text")
 
 
+def check_capability(spec: TaskSpec, capability: str) -> None:
+    """
+    Raises:
+        UsageError: the task's head cannot do it.
+    """
+    if capability not in spec.capabilities:
+        what = {"finetune": "trained", "evaluate": "evaluated", "explain": "explained"}[capability]
+        raise UsageError(f"the head of task {spec.name} cannot be {what}: its TaskSpec does not "
+                         f"name the capability {capability!r}")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A named checkpoint.
@@ -222,11 +234,12 @@ class TranscriberSpec:
 
     Args:
         name: `[a-z][a-z0-9_]*`.
-        summary: one line.
-        factory: `"package.module:callable"`, called as `factory(options, device)`. Returns an
-            object with `available() -> bool` (a model is on disk or was named) and
-            `transcribe(path) -> vbkit.media.Transcript`.
-        options: a frozen data class, as a task's; its defaults are used.
+        summary: one line, shown by `vbkit transcribers`.
+        factory: `"package.module:callable"`, called as `factory(options, device)` with an instance
+            of `options` and `"cpu"`, `"cuda"`, `"cuda:1"` or `"mps"`. Returns a
+            `vbkit.media.Transcriber`; raises `vbkit.errors.OptionError` for options that cannot be.
+        options: a frozen data class that can be imported; its fields become
+            `-o name.field=value` and help text.
     """
 
     name: str

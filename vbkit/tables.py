@@ -141,11 +141,10 @@ class TableSchema:
                         "and the column is not nullable"
                     )
         # As objects, so that pandas does not turn integers beside NULLs into floats.
-        data = {
+        return self._converted({
             name: pd.Series([row.get(name) for row in rows], dtype=object)
             for name in self.column_names
-        }
-        return self.conform(pd.DataFrame(data, index=range(len(rows))))
+        }, len(rows))
 
     def conform(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return a new frame: the declared columns, in order, in the declared dtypes.
@@ -159,11 +158,9 @@ class TableSchema:
                 NULL where the schema forbids it. The message names table, column and the first
                 bad row, counted from 0.
         """
-        import pandas as pd
-
-        from vbkit._conform import BadValueError, convert
-
         names = list(frame.columns)
+        if self._holds(frame):
+            return frame.copy()
         self._check_names(names)
         missing = [name for name in self.column_names if name not in names]
         if missing:
@@ -174,15 +171,36 @@ class TableSchema:
         twice = [name for name in self.column_names if names.count(name) > 1]
         if twice:
             raise SchemaError(f"table {self.name}: column {twice[0]} is there twice")
+        return self._converted({name: frame[name] for name in self.column_names}, len(frame))
+
+    def _holds(self, frame: pd.DataFrame) -> bool:
+        """Whether a frame certainly is as `conform` would make it, so that a copy will do."""
+        import pandas as pd
+
+        from vbkit._conform import is_converted
+
+        return (list(frame.columns) == list(self.column_names)
+                and isinstance(frame.index, pd.RangeIndex)
+                and frame.index.equals(pd.RangeIndex(len(frame)))
+                and all(is_converted(frame.dtypes.iloc[place], column.dtype, column.nullable)
+                        and (column.nullable or not frame.iloc[:, place].hasnans)
+                        for place, column in enumerate(self.columns)))
+
+    def _converted(self, series: Mapping[str, pd.Series], n_rows: int) -> pd.DataFrame:
+        """A frame of columns that are converted one by one."""
+        import pandas as pd
+
+        from vbkit._conform import BadValueError, convert
+
         out: dict[str, pd.Series] = {}
         for column in self.columns:
             try:
-                out[column.name] = convert(frame[column.name], column.dtype, column.nullable)
+                out[column.name] = convert(series[column.name], column.dtype, column.nullable)
             except BadValueError as error:
                 raise SchemaError(
                     f"table {self.name}, column {column.name} ({column.dtype}): {error}"
                 ) from error
-        return pd.DataFrame(out, columns=list(self.column_names), index=range(len(frame)))
+        return pd.DataFrame(out, columns=list(self.column_names), index=range(n_rows))
 
     def _check_names(self, names: Iterable[Any], where: str = "") -> None:
         undeclared = [str(name) for name in names if name not in self.column_names]
@@ -235,8 +253,24 @@ CORE_TABLES: dict[str, TableSchema] = {
                 Column("start_s", "float64", "s", True, "start; NULL for untimed text"),
                 Column("end_s", "float64", "s", True, "end; NULL for untimed text"),
                 Column("text", "string", doc="what is said"),
+                Column("language", "string", nullable=True,
+                       doc="ISO 639-1 code: as speech to text heard it, or as the text "
+                           "tells, or the transcript's where it is too short; NULL where unknown"),
             ),
             doc="a segment of the transcript",
+        ),
+        TableSchema(
+            "words",
+            (
+                Column("segment", "int64", doc="the transcript segment that it is in"),
+                Column("word", "int64", doc="index of the word in its segment, from 0"),
+                Column("start_s", "float64", "s", doc="start"),
+                Column("end_s", "float64", "s", doc="end"),
+                Column("text", "string", doc="the word, with its punctuation"),
+                Column("probability", "float64", "", True,
+                       "how sure the speech recognition is (0–1); NULL where it does not say"),
+            ),
+            doc="a word that was heard, where the times of words are known",
         ),
         TableSchema(
             "clips",
@@ -276,9 +310,12 @@ CORE_TABLES: dict[str, TableSchema] = {
                 Column("n_partial", "int64", doc="inputs done in part"),
                 Column("n_failed", "int64", doc="inputs that failed"),
                 Column("n_skipped", "int64", doc="inputs that were already up to date"),
+                Column("seconds", "string", nullable=True,
+                       doc="JSON: wall time by stage (s) and total; NULL before its end"),
             ),
             per_video=False,
             doc="a run of vbkit",
+            version=2,
         ),
     )
 }

@@ -5,6 +5,7 @@
     ```{vbkit-task-list}             one line a task
     ```{vbkit-outputs}               what `TaskSpec.needs` may name
     ```{vbkit-backbones}             the declared visual backbones
+    ```{vbkit-transcribers}          the shipped speech to text: options
     ```{vbkit-commands}              every command with its arguments and options
 """
 
@@ -108,6 +109,15 @@ class Tasks(Generated):
             yield self.section(spec.name, f"task {spec.name}", *children)
 
 
+class Transcribers(Generated):
+    def make(self) -> Iterable[nodes.Node]:
+        for transcriber in default_manager().transcribers():
+            if transcriber.distribution == "vbkit":
+                yield table(("option", "value", "default", "meaning"), [
+                    (code(f"{transcriber.name}.{o.name}"), o.type, code(o.default), o.help)
+                    for o in options_help(transcriber.spec.options)])
+
+
 class TaskList(Generated):
     def make(self) -> Iterable[nodes.Node]:
         yield table(("task", "what it does", "tables"), [
@@ -164,7 +174,9 @@ def _shipped() -> list[Any]:
 def setup(app: Sphinx) -> dict[str, Any]:
     for name, directive in (
         ("vbkit-core-tables", CoreTables), ("vbkit-tasks", Tasks), ("vbkit-task-list", TaskList),
-        ("vbkit-outputs", Outputs), ("vbkit-backbones", Backbones), ("vbkit-commands", Commands),
+        ("vbkit-transcribers", Transcribers), ("vbkit-outputs", Outputs),
+        ("vbkit-backbones", Backbones),
+        ("vbkit-commands", Commands),
     ):
         app.add_directive(name, directive)
     return {"parallel_read_safe": True, "version": "1"}

@@ -197,11 +197,11 @@ class ClassificationHead(Head):
 
     def _said(self, features: Features) -> Tensor:
         """(S, D) of the segments that say something, in a language that the model knows."""
-        if features.segments and features.language not in (None, *LANGUAGES):
-            self.context.logger.info("%s: classification does not read text in language %r",
-                                     features.video_id, features.language)
-            return features.segment_embeddings[:0]
-        kept = [place for place, text in enumerate(features.segments) if text.strip()]
+        if note := features.unread_note(LANGUAGES):
+            self.context.logger.info("%s: %s by classification", features.video_id, note)
+        kept = [place for place, (text, read) in enumerate(zip(
+            features.segments, features.in_languages(LANGUAGES), strict=True))
+            if read and text.strip()]
         return features.segment_embeddings[kept]
 
     def _by_name(self, vectors: Tensor, features: Features) -> np.ndarray:

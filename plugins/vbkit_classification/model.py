@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 __all__ = ["Inputs", "LinearLabels", "fit_labels", "fit_temperature", "stack_inputs"]
 
-PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Strengths of the penalty on weights that training chooses from, per standardised input."""
 _ITERATIONS = 60
 

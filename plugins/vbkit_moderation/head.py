@@ -67,9 +67,9 @@ class ModerationHead(Head):
         rows: list[dict[str, Any]] = []
         notes: list[str] = []
         best: list[tuple[float, str]] = []
-        if features.segments and not self._reads(features):
-            notes.append(f"text in language {features.language!r} was not judged")
-            self.context.logger.info("%s: %s", features.video_id, notes[-1])
+        if note := features.unread_note(LANGUAGES):
+            notes.append(note)
+            self.context.logger.info("%s: %s by moderation", features.video_id, note)
         for modality, name, rule, values in self._scored(features):
             best.append((float(np.nanmax(values)), name))
             if modality == "visual":
@@ -150,20 +150,18 @@ class ModerationHead(Head):
             best[name] = max(best.get(name, 0.0), float(np.nanmax(values)))
         return best
 
-    def _reads(self, features: Features) -> bool:
-        return features.language in (None, *LANGUAGES)
-
     def _scored(self, features: Features) -> list[tuple[str, str, Rule, np.ndarray]]:
         """Modality, category, rule and probabilities of all that the policy looks for.
 
-        Of the clips (C,), or of the segments (S,), NaN where one says nothing, whatever its
-        embedding is.
+        Of the clips (C,), or of the segments (S,), NaN where one says nothing or is in a language
+        that the head does not know, whatever its embedding is.
         """
         parts: list[tuple[str, dict[str, np.ndarray]]] = []
         if len(features.clip_times):
             parts.append(("visual", self.visual_scores(features.clip_features)))
         said = np.array([bool(text.strip()) for text in features.segments], dtype=bool)
-        if said.any() and self._reads(features):
+        said &= features.in_languages(LANGUAGES)
+        if said.any():
             scores = self.text_scores(features.segment_embeddings)
             parts.append(("text", {name: np.where(said, values, np.nan)
                                    for name, values in scores.items()}))

@@ -51,6 +51,8 @@ QA_TABLE = TableSchema(
                "surely"),
         Column("modality", "string", nullable=True,
                doc="where the answer was found: text or visual; NULL where there is no answer"),
+        Column("note", "string", nullable=True,
+               doc="what of the video was not read, because its language is not known"),
     ),
 )
 

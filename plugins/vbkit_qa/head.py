@@ -106,7 +106,9 @@ class QaHead(Head):
             rows = rows[:1] + [row for row in rows[1:] if row["score"] >= LEAST_SCORE]
             rows = rows or [_nothing()]
             no_answer = rows[0]["answer"] is None or sure[question] < self.options.answerable
-            out += [{"question": question, "rank": rank, "no_answer": no_answer, **row}
+            note = features.unread_note({self.language})
+            out += [{"question": question, "rank": rank, "no_answer": no_answer, "note": note,
+                     **row}
                     for rank, row in enumerate(rows, 1)]
         return {"qa": QA_TABLE.frame(out)}
 
@@ -150,6 +152,11 @@ class QaHead(Head):
                 for said, true in texts]))
         return metrics
 
+    def search_texts(self, question: str) -> list[str]:
+        """The question's words that carry something, and what a picture of the answer shows."""
+        phrase = prompt_of(question)
+        return [" ".join(content_words(question)), *([phrase] if phrase is not None else [])]
+
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
         save_head(path, self.tensors, self.settings)
@@ -169,15 +176,15 @@ class QaHead(Head):
     def _read(self, questions: list[str],
               features: Features) -> dict[str, tuple[list[dict[str, Any]], float]]:
         """Rows from the transcript, and the probability that it answers, by question."""
-        texts = features.segments
+        if note := features.unread_note({self.language}):
+            self.context.logger.info("%s: %s by qa", features.video_id, note)
+        # What is in another language is left out, and the rest is read as if it were all.
+        place = np.flatnonzero(features.in_languages({self.language}))
+        texts = [features.segments[i] for i in place]
         if not any(words(text) for text in texts):
             return {}
-        if features.language not in (None, self.language):
-            self.context.logger.info(
-                "%s: qa does not read transcripts in %r, the answers come from the picture alone",
-                features.video_id, features.language)
-            return {}
-        segments = features.segment_embeddings
+        segments = features.segment_embeddings[torch.from_numpy(place)]
+        times = features.segment_times[place]
         keywords = [" ".join(content_words(question)) for question in questions]
         encoded = self._encode([*questions, *keywords], features).to(segments)
         asked, keys = encoded[: len(questions)], encoded[len(questions):]
@@ -200,9 +207,10 @@ class QaHead(Head):
                     "answer": " ".join(text.strip() for text in texts[first: last + 1]),
                     "score": self.score([log_odds(self.right(seen.span) * able)]),
                     "modality": "text",
-                    "start_s": _time(features.segment_times[first: last + 1, 0].min()),
-                    "end_s": _time(features.segment_times[first: last + 1, 1].max()),
-                    "first_segment": first, "last_segment": last, "best_segment": seen.best,
+                    "start_s": _time(times[first: last + 1, 0].min()),
+                    "end_s": _time(times[first: last + 1, 1].max()),
+                    "first_segment": int(place[first]), "last_segment": int(place[last]),
+                    "best_segment": int(place[seen.best]),
                 })
                 chance = max(chance, able)
             out[question] = rows, chance

@@ -53,6 +53,7 @@ SENTIMENT = TableSchema(
         Column("p_neutral", "float64", "probability", True, "calibrated probability of neutral"),
         Column("p_positive", "float64", "probability", True, "calibrated probability of positive"),
         Column("text", "string", "", True, "what is said; NULL for a clip"),
+        Column("note", "string", "", True, "why there is no label, where that needs saying"),
     ),
 )
 

@@ -68,8 +68,15 @@ class SentimentHead(Head):
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """Tables `sentiment` and `sentiment_videos` of one video."""
         speech = speech_mask(features.segments)
+        read = features.in_languages(LANGUAGES)
+        notes = [None if known or not said else f"text in language {language} was not read"
+                 for known, said, language in zip(read, speech, features.segment_languages,
+                                                  strict=True)]
+        if note := features.unread_note(LANGUAGES):
+            self.context.logger.info("%s: %s by sentiment", features.video_id, note)
         rows = segment_rows(
-            features.segments, features.segment_times, self._of_segments(features, speech)
+            features.segments, features.segment_times, self._of_segments(features, speech & read),
+            notes,
         )
         if self.options.silence:
             clips = silent_clips(features.clip_times, features.segment_times, speech)
@@ -145,8 +152,9 @@ class SentimentHead(Head):
         inputs, labels = [], []
         for example in examples:
             features = example.features
-            speech = np.flatnonzero(speech_mask(features.segments))
-            if not len(speech) or features.language not in (None, *LANGUAGES):
+            speech = np.flatnonzero(speech_mask(features.segments)
+                                    & features.in_languages(LANGUAGES))
+            if not len(speech):
                 continue
             given = example.label("label")
             given = example.label("score") if given is None else given
@@ -223,12 +231,6 @@ class SentimentHead(Head):
     def _of_segments(self, features: Features, speech: np.ndarray) -> np.ndarray:
         probabilities = np.full((len(features.segments), 3), np.nan)
         if not speech.any():
-            return probabilities
-        if features.language is not None and features.language not in LANGUAGES:
-            self.context.logger.info(
-                "%s: sentiment of text in language %r is not known; its rows are NULL",
-                features.video_id, features.language,
-            )
             return probabilities
         # A mark such as [Music] is no neighbour: what is said before and after it is.
         embeddings = features.segment_embeddings[torch.as_tensor(np.flatnonzero(speech))]

@@ -48,7 +48,8 @@ def silent_clips(
 
 
 def segment_rows(
-    segments: Sequence[str], segment_times: np.ndarray, probabilities: np.ndarray
+    segments: Sequence[str], segment_times: np.ndarray, probabilities: np.ndarray,
+    notes: Sequence[str | None],
 ) -> list[dict[str, Any]]:
     """A row for each segment.
 
@@ -56,12 +57,13 @@ def segment_rows(
         segments: S texts.
         segment_times: (S, 2) s, NaN for untimed text.
         probabilities: (S, 3), in the order of `LABELS`; NaN where a segment cannot be judged.
+        notes: S notes, for the column `note`.
     """
     return [
         {**_judged(p), "start_s": start, "end_s": end, "segment": index, "clip": None,
-         "modality": "text", "text": text}
-        for index, (text, (start, end), p) in enumerate(
-            zip(segments, segment_times, probabilities, strict=True)
+         "modality": "text", "text": text, "note": note}
+        for index, (text, (start, end), p, note) in enumerate(
+            zip(segments, segment_times, probabilities, notes, strict=True)
         )
     ]
 
@@ -72,7 +74,7 @@ def clip_rows(
     """A row for each clip of `clips` (indices), with `probabilities` (len(clips), 3)."""
     return [
         {**_judged(p), "start_s": clip_times[clip, 0], "end_s": clip_times[clip, 1],
-         "segment": None, "clip": int(clip), "modality": "visual", "text": None}
+         "segment": None, "clip": int(clip), "modality": "visual", "text": None, "note": None}
         for clip, p in zip(clips, probabilities, strict=True)
     ]
 

@@ -45,6 +45,8 @@ SUMMARY_TABLE = TableSchema(
         Column("compression", "float64", "", True,
                "words of the selected segments over all words of the transcript, 0–1; NULL where "
                "nothing is said that could be read"),
+        Column("note", "string", nullable=True,
+               doc="what of the video was not read, because its language is not known"),
     ),
 )
 SEGMENTS_TABLE = TableSchema(

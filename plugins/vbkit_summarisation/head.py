@@ -111,19 +111,19 @@ class SummarisationHead(Head):
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """The tables `summarisation`, `summarisation_segments` and `chapters` of one video."""
         texts = features.segments
-        spoken = sum(len(words(text)) for text in texts)
-        known = features.language in (None, self.language)
-        if texts and not known:
-            self.context.logger.info(
-                "%s: summarisation does not read transcripts in %r, its segments have no score",
-                features.video_id, features.language)
-        readable = known and spoken > 0
-        said = self._said(features) if readable else _unscored(features)
+        known = np.flatnonzero(features.in_languages({self.language})).tolist()
+        note = features.unread_note({self.language})
+        if note is not None:
+            self.context.logger.info("%s: %s by summarisation", features.video_id, note)
+        spoken = sum(len(words(texts[s])) for s in known)
+        readable = spoken > 0
+        said = self._said(features, known) if readable else _unscored(features)
         silent = self._silent(features) if self.options.visual else []
         little = not readable or spoken < LITTLE_SPEECH_WORDS
         # Clips join the summary only where speech cannot carry it.
+        taken = len({item.rank for item in said if item.selected})
         shown = self._shown(features, silent if texts else list(range(len(features.clip_times))),
-                            select=little)
+                            select=little, taken=taken)
         sentences, clips = (said, shown) if not little else (shown, said)
         items = _ranked([*sentences, *clips])
         summary = self._summary(features, said, shown if little else [], readable)
@@ -137,7 +137,7 @@ class SummarisationHead(Head):
         return {
             "summarisation": SUMMARY_TABLE.frame([{
                 "summary": summary, "n_selected": sum(item.selected for item in items),
-                "compression": chosen / spoken if readable else None,
+                "compression": chosen / spoken if readable else None, "note": note,
             }]),
             "summarisation_segments": SEGMENTS_TABLE.frame(rows),
             "chapters": CHAPTERS_TABLE.frame(self._chapters(features, said, readable)),
@@ -188,10 +188,15 @@ class SummarisationHead(Head):
 
     # What is said
 
-    def _said(self, features: Features) -> list[_Item]:
-        """Every segment with its score; sentences that a transcript broke up count as one."""
-        texts, embeddings = features.segments, features.segment_embeddings
-        units = sentence_units(texts, features.segment_times)
+    def _said(self, features: Features, known: list[int]) -> list[_Item]:
+        """Every segment; of those in `known`, with its score.
+
+        Sentences that a transcript broke up count as one.
+        """
+        items = _unscored(features)
+        texts = [features.segments[s] for s in known]
+        embeddings = features.segment_embeddings[known]
+        units = sentence_units(texts, features.segment_times[known])
         joined = [" ".join(" ".join(texts[first:last]).split()) for first, last in units]
         vectors = F.normalize(torch.stack(
             [embeddings[first:last].mean(0) for first, last in units]), dim=-1)
@@ -200,12 +205,10 @@ class SummarisationHead(Head):
         count = self._count(len(units), [len(words(text)) for text in joined])
         order = _diverse(p, vectors, self.options.diversity)
         place = {unit: k for k, unit in enumerate(order)}
-        items = []
         for u, (first, last) in enumerate(units):
-            for s in range(first, last):
-                start, end = features.segment_times[s]
-                items.append(_Item(float(start), float(end), s, float(p[u]), place[u],
-                                   place[u] < count and bool(words(joined[u])), texts[s]))
+            for s in known[first:last]:
+                items[s] = replace(items[s], score=float(p[u]), rank=place[u],
+                                   selected=place[u] < count and bool(words(joined[u])))
         return items
 
     def _count(self, n: int, lengths: Sequence[int]) -> int:
@@ -229,14 +232,18 @@ class SummarisationHead(Head):
         return [i for i, (start, end) in enumerate(clips)
                 if not ((timed[:, 0] < end - 0.25) & (timed[:, 1] > start + 0.25)).any()]
 
-    def _shown(self, features: Features, clips: list[int], select: bool) -> list[_Item]:
-        """The named clips with their scores and, where the evidence is strong, what they show."""
+    def _shown(self, features: Features, clips: list[int], select: bool,
+               taken: int) -> list[_Item]:
+        """The named clips with their scores and, where the evidence is strong, what they show.
+
+        Of as many sentences as were asked for, `taken` are what is said; clips are the rest.
+        """
         if not clips or not self.options.visual:
             return []
         times, vectors = features.clip_times[clips], features.clip_embeddings[clips]
         n = len(clips)
         if self.options.sentences > 0 and not self.options.ratio:
-            count = min(n, self.options.sentences)
+            count = max(0, min(n, self.options.sentences - taken))
         elif self.options.ratio:
             count = max(1, round(self.options.ratio * n))
         else:

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("vbkit.cli.tables:show", "Print a table."),
     "query": ("vbkit.cli.tables:query", "Query the tables with SQL."),
     "export": ("vbkit.cli.tables:export", "Write a table to a file of another format."),
+    "report": ("vbkit.cli.report:report", "Write the results as a page to look at."),
     "vocab": ("vbkit.cli.vocab:vocab", "Build the visual words that clips become."),
     "pretrain": ("vbkit.cli.pretrain:pretrain", "Train a VideoBERT on videos and texts."),
     "finetune": ("vbkit.cli.finetune:finetune", "Train a task's head on labelled videos."),
@@ -50,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tasks": ("vbkit.cli.plugins:tasks", "List the tasks, or describe one."),
     "plugins": ("vbkit.cli.plugins:plugins", "List the plugins, also those that failed."),
     "models": ("vbkit.cli.plugins:models", "List the named models."),
+    "transcribers": ("vbkit.cli.plugins:transcribers", "List what hears speech, or describe one."),
     "doctor": ("vbkit.cli.doctor:doctor", "Check this installation, and say what to do."),
 }
 

@@ -6,14 +6,17 @@ What may crash (torch, the decoders) is tried in processes of its own.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -74,8 +77,15 @@ class Check:
     todo: str = ""
 
 
-def examine(folder: Path | None = None, manager: PluginManager | None = None) -> list[Check]:
-    """All checks. `folder` is where free space is looked at; None for the current folder."""
+def examine(folder: Path | None = None, manager: PluginManager | None = None,
+            cache: Path | None = None) -> list[Check]:
+    """All checks.
+
+    Args:
+        folder: where free space is looked at; None for the current folder.
+        manager: the plugins; the installed ones by default.
+        cache: the feature cache to measure; None where none is named.
+    """
     with ThreadPoolExecutor(3) as pool:
         torch = pool.submit(_in_process, _TORCH)
         decord = pool.submit(_in_process, _DECODER.format(module="decord"))
@@ -88,15 +98,35 @@ def examine(folder: Path | None = None, manager: PluginManager | None = None) ->
             *_decoders(decord, pyav),
             *_plugins(manager),
             _mini(manager),
+            *_models(manager),
+            *_speech(manager),
+            _feature_cache(cache),
             _disk(folder or Path.cwd()),
+            *_extras(),
         ]
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool) -> int:
-    """Check this installation, and say what to do. Exit status 1 when something fails."""
-    checks = examine()
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path),
+              help="A results folder, whose cache and disk to look at.")
+@click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), envvar="VBKIT_CACHE",
+              help="The feature cache to measure; by default that of --out.")
+@click.option("--json", "as_json", is_flag=True,
+              help="Print a JSON list of name, status (ok, warn, fail), detail and todo.")
+def doctor(out: Path | None, cache: Path | None, as_json: bool) -> int:
+    """Check this installation, and say what to do.
+
+    Looks at versions, torch and its device, the decoders, plugins, models on disk, the feature
+    cache, free space and optional extras, one line each. The exit status is 1 when something
+    fails, which means that runs will; with warnings alone, or extras that are not installed, it
+    is 0.
+    """
+    folder = None if out is None else next(
+        each for each in (out.absolute(), *out.absolute().parents) if each.is_dir())
+    if cache is None:
+        cache = next((each / "cache" for each in (out, Path("results"))
+                      if each is not None and (each / "cache").is_dir()), None)
+    checks = examine(folder, cache=cache)
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
@@ -264,6 +294,117 @@ def _mini(manager: PluginManager) -> Check:
         return Check("model mini", "fail", f"no weights in {location}", "reinstall vbkit")
     size = sum(path.stat().st_size for path in weights)
     return Check("model mini", "ok", f"{size / 1e6:.0f} MB in {location}")
+
+
+def _models(manager: PluginManager) -> Iterator[Check]:
+    """The other declared models: which are here, and which a run would download when named."""
+    from vbkit.cli.plugins import hub_cache, on_disk
+
+    try:
+        others = [model for model in manager.models() if model.spec.name != "mini"]
+    except VbkitError as error:  # VBKIT_STRICT
+        yield Check("models", "fail", str(error))
+        return
+    here = sorted(model.spec.name for model in others if on_disk(model.spec.location))
+    away = sorted(model.spec.name for model in others if not on_disk(model.spec.location))
+    hub = hub_cache()
+    parts = [f"besides mini, on disk: {', '.join(here) or 'none'}"]
+    if away:
+        parts.append(f"downloaded when named: {', '.join(away)}")
+    if hub.is_dir():
+        repos = sum(path.name.startswith("models--") for path in hub.iterdir())
+        parts.append(f"hub cache: {_size(_bytes(hub)[0])} of {repos} models in {hub}")
+    yield Check("models", "ok", "; ".join(parts))
+
+
+def _speech(manager: PluginManager) -> Iterator[Check]:
+    """What turns speech into text: none has to work, so that lacking something is no fault."""
+    from vbkit.cli.plugins import FAILS, lacking
+
+    try:
+        transcribers = sorted(manager.transcribers(), key=lambda declared: declared.name)
+    except VbkitError as error:  # VBKIT_STRICT
+        yield Check("speech to text", "fail", str(error))
+        return
+    for declared in transcribers:
+        lacks = lacking(declared)
+        if lacks is None:
+            yield Check("speech to text", "ok", f"{declared.name} lacks nothing")
+        else:
+            yield Check("speech to text", "warn" if lacks.startswith(FAILS) else "ok",
+                        f"not by {declared.name}: {lacks}")
+
+
+def _feature_cache(folder: Path | None) -> Check:
+    if folder is None:
+        return Check("feature cache", "ok", "none named: a run keeps it in OUT/cache; "
+                     "--out or --cache measures one")
+    if not folder.exists():
+        return Check("feature cache", "ok", f"{folder} is not there yet; a run makes it")
+    if not folder.is_dir():
+        return Check("feature cache", "fail", f"{folder} is no folder", "name another --cache")
+    size, files = _bytes(folder)
+    contents = sum(len(list(part.iterdir())) for part in folder.iterdir()
+                   if part.is_dir() and len(part.name) == 2)
+    detail = f"{_size(size)} of {contents:,} contents, {files:,} files in {folder}"
+    if not os.access(folder, os.W_OK):
+        return Check("feature cache", "warn", f"{detail}, which may not be written",
+                     "runs will encode again what is not in it; name another --cache")
+    return Check("feature cache", "ok", detail)
+
+
+def _bytes(folder: Path) -> tuple[int, int]:
+    """Bytes of all files in a folder and below, links not followed, and how many they are."""
+    size = files = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found = os.lstat(os.path.join(parent, name))
+                if not stat.S_ISLNK(found.st_mode):
+                    size, files = size + found.st_size, files + 1
+    return size, files
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+_FOR = {
+    "asr": "speech to text", "excel": "vbkit export --to xlsx", "report": "vbkit report",
+    "tensorboard": "curves of vbkit pretrain", "meteor": "the METEOR of captions",
+}
+_OF_DEVELOPERS = {"dev", "docs"}
+
+
+def _extras() -> Iterator[Check]:
+    """Optional extras, as this distribution declares them: installed, or how to."""
+    try:
+        from packaging.requirements import Requirement
+
+        own = distribution("vbkit")
+    except (ImportError, PackageNotFoundError):
+        return
+    for extra in sorted(set(own.metadata.get_all("Provides-Extra") or ()) - _OF_DEVELOPERS):
+        wanted = [requirement for line in own.requires or []
+                  if (requirement := Requirement(line)).marker is not None
+                  and requirement.marker.evaluate({"extra": extra})
+                  and not requirement.marker.evaluate({"extra": ""})]
+        lacking = []
+        for requirement in wanted:
+            try:
+                found = version(requirement.name)
+            except PackageNotFoundError:
+                lacking.append(requirement.name)
+            else:
+                if not requirement.specifier.contains(found, prereleases=True):
+                    lacking.append(f"{requirement.name}{requirement.specifier} (here is {found})")
+        purpose = f", for {_FOR[extra]}" if extra in _FOR else ""
+        if lacking:
+            yield Check(f"extra {extra}", "ok", f"not installed{purpose}: {', '.join(lacking)}",
+                        f"if wanted: pip install 'vbkit[{extra}]'")
+        else:
+            names = ", ".join(requirement.name for requirement in wanted)
+            yield Check(f"extra {extra}", "ok", f"installed{purpose}: {names}")
 
 
 def _disk(folder: Path) -> Check:

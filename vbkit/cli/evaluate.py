@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vbkit.cli.finetune import task_options
+from vbkit.cli.labelled import check_task, labelled_options, speech_options, task_options
 from vbkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,21 +22,9 @@ _OF_MODELS = ("cloze", "retrieval", "caption", "alignment")
 @click.command()
 @click.option("--task", "-t", required=True, metavar="T",
               help=f"A task (`vbkit tasks`), or one of {', '.join(_OF_MODELS)}.")
-@click.option("--manifest", "-m", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Labelled or captioned videos (.csv, .jsonl, .parquet).")
+@labelled_options("Labelled or captioned videos")
 @click.option("--head", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Task: a head that vbkit finetune wrote.  [default: the shipped one]")
-@click.option("-o", "--option", "assignments", multiple=True, metavar="T.OPTION=VALUE",
-              help="Task: an option of it.")
-@click.option("--transcript", default="auto", show_default=True, metavar="auto|none|PATH",
-              help="Task: where speech is taken from.")
-@click.option("--model", default="mini", show_default=True, metavar="NAME|PATH",
-              help="Model: a name (`vbkit models`), a folder, or a hub id.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", default="auto", show_default=True,
-              type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the visual backbone.")
-@click.option("--cache", type=click.Path(path_type=Path), envvar="VBKIT_CACHE",
-              help="Folder of a feature cache, so that a second evaluation decodes nothing.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the JSON object into this file too.")
 @click.option("--predictions", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
@@ -87,6 +75,8 @@ def evaluate(
     Exit status: 0 all done, 1 some videos could not be read (the rest is evaluated), 2 wrong usage.
     """
     of_task = _is_task(task)
+    if of_task:
+        check_task(task, "evaluate")
     options = task_options(task, assignments)
     if not of_task and (head is not None or options):
         raise UsageError(f"--head and -o are for tasks; {task} is measured of the model itself")
@@ -105,7 +95,8 @@ def evaluate(
         def progress(done: int, total: int, video_id: str, ok: bool) -> None:
             reporter(Progress(done, total, video_id, "ok" if ok else "failed"))
 
-        engine = Engine(model, device, precision=precision, cache=cache)
+        engine = Engine(model, device, precision=precision, cache=cache,
+                        options=speech_options(task, assignments))
         if of_task:
             result = evaluate_task(
                 engine, task, manifest, head=head, options=options, transcript=transcript,

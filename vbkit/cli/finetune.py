@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
+
+from vbkit.cli.labelled import check_task, labelled_options, speech_options, task_options
 
 __all__ = ["finetune"]
 
 
 @click.command()
 @click.option("--task", "-t", required=True, metavar="T", help="The task whose head is trained.")
-@click.option("--manifest", "-m", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Labelled videos (.csv, .jsonl, .parquet).")
+@labelled_options("Labelled videos")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False),
               metavar="DIR", help="Folder of the head, new or empty.")
 @click.option("--val", type=click.Path(path_type=Path), metavar="FILE",
@@ -23,17 +23,6 @@ __all__ = ["finetune"]
               default=0.2, show_default=True, help="Share of the videos that validate.")
 @click.option("--head", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="A head to go on from.  [default: the shipped one, if any]")
-@click.option("-o", "--option", "assignments", multiple=True, metavar="T.OPTION=VALUE",
-              help="An option of the task.")
-@click.option("--model", default="mini", show_default=True, metavar="NAME|PATH",
-              help="Model: a name (`vbkit models`), a folder, or a hub id.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", default="auto", show_default=True,
-              type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the visual backbone.")
-@click.option("--transcript", default="auto", show_default=True, metavar="auto|none|PATH",
-              help="Where speech is taken from.")
-@click.option("--cache", type=click.Path(path_type=Path), envvar="VBKIT_CACHE",
-              help="Folder of a feature cache, so that a second training decodes nothing.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the videos, at most.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -62,6 +51,7 @@ def finetune(
     Exit status: 0 all done, 1 some videos could not be read (the rest was learnt from), 2 wrong
     usage.
     """
+    check_task(task, "finetune")
     import pandas as pd
 
     from vbkit.cli.printing import print_json, records
@@ -78,7 +68,8 @@ def finetune(
         from vbkit.training.finetune import finetune as train
 
         result = train(
-            Engine(model, device, precision=precision, cache=cache), task, manifest, out, val=val,
+            Engine(model, device, precision=precision, cache=cache,
+                   options=speech_options(task, assignments)), task, manifest, out, val=val,
             val_share=val_share, head=head, options=task_options(task, assignments),
             transcript=transcript,
             fit=FitOptions(seed=seed, epochs=epochs, learning_rate=learning_rate, logged=say),
@@ -89,20 +80,3 @@ def finetune(
     (found,) = records(pd.DataFrame([result.as_dict()], dtype=object))
     print_json(found)
     return 1 if result.failures else 0
-
-
-def task_options(task: str, assignments: tuple[str, ...]) -> dict[str, Any]:
-    """Options of one task out of `-o TASK.OPTION=VALUE`.
-
-    Raises:
-        UsageError: an assignment is malformed, or is for another task.
-    """
-    from vbkit.errors import UsageError
-    from vbkit.options import split_assignments
-
-    given = split_assignments(assignments)
-    bare = task.rpartition(":")[2]
-    for name in given:
-        if name.rpartition(":")[2] != bare:
-            raise UsageError(f"-o {name}.… is an option of another task than {task}")
-    return {key: value for values in given.values() for key, value in values.items()}

@@ -1,4 +1,7 @@
-"""`vbkit tasks`, `vbkit plugins`, `vbkit models`: what is installed. Imports nothing heavy."""
+"""`vbkit tasks`, `vbkit plugins`, `vbkit models`, `vbkit transcribers`: what is installed.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ import click
 from vbkit.cli.printing import print_json, print_table
 from vbkit.options import options_help
 from vbkit.plugins import Declared, PluginRecord, default_manager
-from vbkit.specs import ModelSpec, TaskSpec
+from vbkit.specs import ModelSpec, TaskSpec, TranscriberSpec, load_object
 
-__all__ = ["models", "plugins", "tasks"]
+__all__ = ["FAILS", "hub_cache", "lacking", "models", "on_disk", "plugins", "tasks", "transcribers"]
+
+FAILS = "it fails"
+"""How what `lacking` says begins where a transcriber is broken."""
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -101,6 +107,62 @@ def models(as_json: bool) -> None:
     )
 
 
+@click.command()
+@click.argument("name", required=False)
+@_json
+def transcribers(name: str | None, as_json: bool) -> None:
+    """List what turns speech into text, and what each lacks; with NAME, its options.
+
+    `vbkit run` uses the first that lacks nothing, or the one that -o NAME.OPTION=VALUE names, for
+    videos that have no transcript otherwise.
+    """
+    manager = default_manager()
+    if name is not None:
+        found = manager.get_transcriber(name)
+        if as_json:
+            print_json(_transcriber(found))
+            return
+        click.echo(f"{found.name}: {found.spec.summary}\n")
+        click.echo(f"{'plugin':8}{found.plugin} ({found.distribution} {found.version})")
+        click.echo(f"{'lacks':8}{lacking(found) or 'nothing'}")
+        entries = options_help(found.spec.options)
+        if entries:
+            click.echo(f"\nOptions, as -o {found.name}.OPTION=VALUE\n")
+            _print_rows(("option", "value", "default", "meaning"), entries)
+        return
+    every = manager.transcribers()
+    if as_json:
+        print_json([_transcriber(each) for each in every])
+        return
+    _print_rows(
+        ("transcriber", "summary", "plugin", "lacks"),
+        [(each.name, each.spec.summary,
+          f"{each.plugin} ({each.distribution} {each.version})", lacking(each) or "nothing")
+         for each in every],
+        empty="nothing that turns speech into text: see `vbkit plugins`",
+    )
+
+
+def lacking(transcriber: Declared[TranscriberSpec]) -> str | None:
+    """What keeps a transcriber from working as it is, in words."""
+    try:
+        made = load_object(transcriber.spec.factory)(transcriber.spec.options(), "cpu")
+        return made.missing()
+    except Exception as error:
+        return f"{FAILS}: {error}"
+
+
+def _transcriber(transcriber: Declared[TranscriberSpec]) -> dict[str, Any]:
+    return {
+        "name": transcriber.name,
+        "qualified_name": transcriber.qualified_name,
+        "summary": transcriber.spec.summary,
+        **_origin(transcriber),
+        "lacks": lacking(transcriber),
+        "options": [entry._asdict() for entry in options_help(transcriber.spec.options)],
+    }
+
+
 def on_disk(location: str) -> bool:
     """Whether a model's folder, or the hub's download of it, is there. Asks no network."""
     folder = Path(location).expanduser()
@@ -108,12 +170,16 @@ def on_disk(location: str) -> bool:
         return any(folder.iterdir())
     if folder.is_absolute():
         return False
+    snapshots = hub_cache() / f"models--{location.replace('/', '--')}" / "snapshots"
+    return snapshots.is_dir() and any(snapshots.iterdir())
+
+
+def hub_cache() -> Path:
+    """Where the hub's downloads lie; it need not be there."""
     home = os.environ.get("HF_HOME") or Path(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
     )
-    cache = os.environ.get("HF_HUB_CACHE") or Path(home, "hub")
-    snapshots = Path(cache, f"models--{location.replace('/', '--')}", "snapshots").expanduser()
-    return snapshots.is_dir() and any(snapshots.iterdir())
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def _origin(declared: Declared[Any]) -> dict[str, str]:

@@ -52,12 +52,13 @@ def engine_options(command: Any) -> Any:
 @click.option("--head", "heads", multiple=True, metavar="T=PATH",
               help="A fine-tuned head for a task; may be repeated.")
 @click.option("--transcript", default="auto", show_default=True, metavar="auto|none|PATH",
-              help="auto: a sidecar file, else an embedded stream, else speech where a model is "
-                   "at hand.")
+              help="auto: a sidecar file, else an embedded stream, else speech, with a model that "
+                   "is on disk or that -o whisper.model names.")
 @click.option("--question", "questions", multiple=True, metavar="Q",
               help="A question for `qa`, asked of every video; may be repeated.")
-@click.option("-o", "options", multiple=True, metavar="TASK.OPTION=VALUE",
-              help="An option of a task (`vbkit tasks T` lists them); may be repeated.")
+@click.option("-o", "options", multiple=True, metavar="NAME.OPTION=VALUE",
+              help="An option of a task (`vbkit tasks T` lists them), or of speech to text "
+                   "(`vbkit transcribers T`), such as whisper.model=small; may be repeated.")
 @click.option("--policy", type=click.Path(path_type=Path), metavar="FILE",
               help="Moderation policy (YAML); short for -o moderation.policy=FILE.")
 @click.option("--captions", is_flag=True,
@@ -110,12 +111,14 @@ def run(
         _assign_policy(policy, declared, assigned)
     with _progress(as_json) as progress:
         from vbkit.engine import Engine
+        from vbkit.engine.listening import split_options
 
+        of_tasks, of_speech = split_options(manager, tasks, assigned)
         engine = Engine(model or "mini", device, precision=precision, cache=cache,
                         decode_workers=decode_workers, decode_timeout_s=decode_timeout,
-                        reader=reader, manager=manager)
+                        reader=reader, manager=manager, options=of_speech)
         result = engine.run(
-            list(inputs), list(tasks), out=out, questions=questions, options=assigned,
+            list(inputs), list(tasks), out=out, questions=questions, options=of_tasks,
             heads=_heads(heads), transcript=transcript, fresh=fresh, captions=captions,
             wait_s=wait_s, progress=progress, command=shlex.join(["vbkit", *sys.argv[1:]]))
     if as_json:
@@ -304,25 +307,31 @@ def _headlines(result: RunResult, videos: set[str]) -> dict[str, dict[str, str]]
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.argument("question")
+@click.argument("questions", metavar="QUESTION...", nargs=-1, required=True)
 @click.option("--limit", "-n", type=click.IntRange(1), default=5, show_default=True,
-              help="How many answers.")
+              help="How many answers to each question.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @engine_options
-def ask(out: Path, question: str, limit: int, as_json: bool, **options: Any) -> None:
-    """Ask a question of all videos in a results folder.
+def ask(out: Path, questions: tuple[str, ...], limit: int, as_json: bool, **options: Any) -> None:
+    """Ask one or more questions of all videos in a results folder.
 
-    Reads the feature cache: no video is opened.
+    All videos are looked through by their embeddings, and the nearest are read. Reads the feature
+    cache: no video is opened.
     """
     from vbkit.cli.printing import print_frame
 
     library = _library(out, options)
-    answers = library.ask(question, limit)
+    answers = library.ask(questions, limit)
     _tell_missing(library)
-    if not as_json and len(answers) and bool(answers["no_answer"].all()):
-        click.echo("vbkit: nothing in these videos seems to answer that; the nearest:", err=True)
+    if not as_json:
+        for question, found in answers.groupby("question", sort=False):
+            if bool(found["no_answer"].all()):
+                about = "that" if len(questions) == 1 else f"“{question}”"
+                click.echo(f"vbkit: nothing in these videos seems to answer {about}; the nearest:",
+                           err=True)
+    several = ["question"] if len(questions) > 1 else []
     shown = answers if as_json else answers[
-        ["rank", "video_id", "answer", "score", "start_s", "end_s", "modality"]]
+        [*several, "rank", "video_id", "answer", "score", "start_s", "end_s", "modality"]]
     print_frame(shown, as_json=as_json, units={"start_s": "s", "end_s": "s"})
 
 

@@ -121,16 +121,12 @@ def show(
 ) -> None:
     """Print rows of TABLE in the results folder OUT."""
     from vbkit.cli.printing import print_frame
-    from vbkit.store.reading import StoredTable, to_pandas
+    from vbkit.store.reading import head, retry, to_pandas
 
-    def read(stored: StoredTable) -> tuple[pd.DataFrame, int]:
-        chosen = stored.choose(_split(columns))
-        frame = to_pandas(stored.select(chosen, where, limit or None), stored.schema)
-        frame.attrs.update(stored.attributes(chosen))
-        total = len(frame) if not limit or len(frame) < limit else stored.count(where)
-        return frame, total
-
-    frame, total = StoredTable.read(out, table, read)
+    stored, data, total = retry(
+        out, lambda: head(out, table, _split(columns), where, limit or None))
+    frame = to_pandas(data, stored.schema)
+    frame.attrs.update(stored.attributes(data.column_names))
     print_frame(frame, as_json=as_json)
     more = total - len(frame)
     if more > 0:
@@ -176,17 +172,23 @@ def query(out: str, sql: str, as_json: bool, as_csv: bool) -> None:
 @click.command()
 @_out
 @_table
-@click.option("--to", "kind", type=click.Choice(["csv", "jsonl", "parquet", "xlsx", "manifest"]),
-              help="The format; by default what the end of FILE says. manifest: a CSV of labels "
-                   "for a person to correct and `vbkit finetune` to learn from.")
+@click.option("--to", "kind",
+              type=click.Choice(["csv", "jsonl", "parquet", "xlsx", "vtt", "srt", "manifest"]),
+              help="The format; by default what the end of FILE says. vtt, srt: subtitles, a file "
+                   "for each video. manifest: a CSV of labels for a person to correct and `vbkit "
+                   "finetune` to learn from.")
 @click.option("--output", metavar="FILE", default="-",
-              help="Where to; - is stdout, the default.")
+              help="Where to; - is stdout, the default. For vtt and srt, a folder.")
 @click.option("--columns", metavar="A,B,…", help="Only these columns, in this order.")
 @_where
 def export(
     out: str, table: str, kind: str | None, output: str, columns: str | None, where: str | None
 ) -> None:
     """Write TABLE of the results folder OUT as CSV, JSON lines, Parquet or an Excel file.
+
+    As vtt or srt, whatever has a time (moderation, sentiment, segments, chapters, …) becomes
+    subtitles, to be watched in a player with the video: a file for each video, in a folder, where
+    files.csv says which is whose.
 
     As a manifest, what moderation, sentiment or classification say of each video is written with
     where it is and what is said in it: correct the column label, and train on it.
@@ -197,7 +199,11 @@ def export(
     if kind is None:
         kind = Path(output).suffix.removeprefix(".").lower()
         if kind not in _WRITERS:
-            raise UsageError(f"name a format: --to {', '.join(_WRITERS)}")
+            formats = ", ".join((*_WRITERS, "vtt", "srt", "manifest"))
+            raise UsageError(f"name a format: --to {formats}")
+    if kind in ("vtt", "srt"):
+        _export_subtitles(out, table, kind, output, _split(columns), where)
+        return
     stdout = sys.stdout.buffer
     if output == "-" and kind in ("parquet", "xlsx") and stdout.isatty():
         raise UsageError(f"{kind} is not text: name a file, --output {table}.{kind}")
@@ -219,6 +225,26 @@ def export(
     _write_to(Path(output), lambda file: write(frame, file))
     rows = f"{len(frame):,} row{'' if len(frame) == 1 else 's'}"
     click.echo(f"vbkit: wrote {rows} to {output}", err=True)
+
+
+def _export_subtitles(out: str, table: str, kind: Any, output: str, columns: list[str] | None,
+                      where: str | None) -> None:
+    from vbkit.errors import UsageError
+    from vbkit.store import load_table
+    from vbkit.store.subtitles import write_subtitles
+
+    if output == "-":
+        raise UsageError(f"{kind} is a file for each video: name a folder, --output FOLDER")
+    frame = load_table(out, table, where=where)
+    unknown = [name for name in columns or () if name not in frame.columns]
+    if unknown:
+        raise UsageError(f"table {table} has no column {unknown[0]!r}; "
+                         f"its columns are {', '.join(frame.columns)}")
+    done = write_subtitles(frame, Path(output), kind, columns)
+    untimed = f"; rows without a time, left out: {done.n_untimed:,}" if done.n_untimed else ""
+    click.echo(f"vbkit: wrote {done.n_cues:,} subtitle{'' if done.n_cues == 1 else 's'} of "
+               f"{len(done.files):,} video{'' if len(done.files) == 1 else 's'} to "
+               f"{output}{untimed}", err=True)
 
 
 def _write_to(target: Path, write: Callable[[IO[bytes]], None]) -> None:

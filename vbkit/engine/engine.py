@@ -14,17 +14,18 @@ import torch
 from vbkit.engine.bundle import Bundle
 from vbkit.engine.cache import FeatureCache
 from vbkit.engine.encoder import Encoder
+from vbkit.engine.listening import check_transcriber, choose_transcriber, split_options
 from vbkit.engine.pipeline import TEXT_OUTPUTS, Pipeline, Request
 from vbkit.engine.run import HeadRunner, Progress, Runner, RunResult, check_head_path
 from vbkit.errors import MediaError, UsageError
 from vbkit.features import Features
 from vbkit.heads import HeadContext
 from vbkit.media.open import READERS
-from vbkit.media.types import Transcript
+from vbkit.media.speech import SpeechToText
 from vbkit.options import parse_options
 from vbkit.plugins import Declared, PluginManager, check_tables, default_manager, strict
 from vbkit.sources import expand_inputs
-from vbkit.specs import TaskSpec, load_object
+from vbkit.specs import TaskSpec
 from vbkit.store import ResultStore
 
 __all__ = ["Engine", "RunResult"]
@@ -48,8 +49,10 @@ class Engine:
         decode_timeout_s: a decoder that is silent for so long is stopped.
         reader: `"pyav"`, `"decord"`, or `"auto"` for what suits the file.
         manager: the plugins; the installed ones by default.
+        options: of speech to text, as `{"whisper": {"model": "small"}}` (`vbkit transcribers`).
 
     Raises:
+        UsageError: an option is unknown or wrong.
         ModelError: the model or the device cannot be used.
     """
 
@@ -64,8 +67,12 @@ class Engine:
         decode_timeout_s: float = 60.0,
         reader: str = "auto",
         manager: PluginManager | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.manager = manager if manager is not None else default_manager()
+        self.options = {name: dict(values) for name, values in (options or {}).items()}
+        if self.options:
+            check_transcriber(self.manager, self.options)
         self.bundle = Bundle(self.manager, str(model), device, precision)
         self.encoder = Encoder(self.bundle)
         self.cache = Path(cache) if cache is not None else None
@@ -174,7 +181,7 @@ class Engine:
             tasks: names of tasks.
             out: the results folder; None keeps the tables in memory.
             questions: asked of every video, for `qa`.
-            options: task name to option name to value.
+            options: name of a task, or of a transcriber, to option name to value.
             heads: task name to the folder of a fine-tuned head.
             transcript: `"auto"`, `"none"`, or a path.
             fresh: redo everything, and ignore the cache.
@@ -195,10 +202,15 @@ class Engine:
         cache = self._cache(store)
         if captions:
             self.encoder.check_needs({"generate"})
-        runners = self.heads(tasks, options, heads, cache)
+        of_tasks, of_speech = split_options(self.manager, tasks, options or {})
+        runners = self.heads(tasks, of_tasks, heads, cache)
         found = expand_inputs(_listed(inputs))
-        pipeline = self.pipeline(cache, transcript, fresh, keyframes=store is not None)
+        pipeline = self.pipeline(cache, transcript, fresh, keyframes=store is not None,
+                                 options=of_speech)
         notes = list(found.notes)
+        if (of_speech or self.options) and transcript != "auto":
+            notes.append(f"options of {', '.join(of_speech or self.options)} are for --transcript "
+                         "auto: they are ignored")
         if questions and not any(runner.by_question for runner in runners):
             notes.append("questions are for the task qa, which was not asked for: they are ignored")
         runner = Runner(
@@ -209,7 +221,9 @@ class Engine:
             return runner.run(found.sources, notes)
         with store.lock(wait_s):
             store.clean()
-            return runner.run(found.sources, notes)
+            result = runner.run(found.sources, notes)
+            self._keep_index(store.out)
+        return result
 
     def heads(
         self,
@@ -237,7 +251,7 @@ class Engine:
         for name, task in bare.items():
             if task not in declared:
                 raise UsageError(f"{name!r} is given options or a head, but is not among the tasks "
-                                 f"of this run: {', '.join(declared)}")
+                                 f"of this run: {', '.join(declared)}{_or_transcriber(self)}")
         runners = []
         for name, found in declared.items():
             self.encoder.check_needs(found.spec.needs)
@@ -259,32 +273,39 @@ class Engine:
             runners.append(HeadRunner(found.spec, origin, parsed, context))
         return runners
 
+    def _keep_index(self, out: Path) -> None:
+        """Keep what `ask` and `search` look through; what is at hand costs milliseconds a video."""
+        from vbkit.engine.library import Library
+
+        try:
+            Library(self, out).index(cheap=True)
+        except Exception:  # it is made when it is first asked for, and then says what is wrong
+            if strict():
+                raise
+            logger.debug("the index of %s was not made", out, exc_info=True)
+
     def _cache(self, store: ResultStore | None) -> FeatureCache | None:
         folder = self.cache or (store.out / "cache" if store is not None else None)
         return FeatureCache(folder) if folder is not None else None
 
-    def pipeline(self, cache: FeatureCache | None, transcript: str | Path = "auto",
-                 fresh: bool = False, keyframes: bool = True) -> Pipeline:
+    def pipeline(
+        self, cache: FeatureCache | None, transcript: str | Path = "auto", fresh: bool = False,
+        keyframes: bool = True, options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Pipeline:
         """A pipeline over this engine's model; for the engine's own modules."""
+        speech: SpeechToText | str | None = None
+        if transcript == "auto":
+            speech = choose_transcriber(self.manager, options or self.options, str(self.device))
         return Pipeline(
             self.bundle, self.encoder, cache=cache, transcript=transcript, fresh=fresh,
             keyframes=keyframes, workers=self.decode_workers, timeout_s=self.decode_timeout_s,
-            transcribe=self._transcriber() if transcript == "auto" else None,
-            plugin_openers=self.manager.implements("vbkit_open_video"), reader=self.reader)
+            speech=speech, plugin_openers=self.manager.implements("vbkit_open_video"),
+            reader=self.reader)
 
-    def _transcriber(self) -> Callable[[Path], Transcript | None] | None:
-        """The first declared speech-to-text that can work without a download, if any."""
-        for declared in sorted(self.manager.transcribers(), key=lambda d: d.spec.name):
-            try:
-                transcriber = load_object(declared.spec.factory)(declared.spec.options(),
-                                                                 str(self.device))
-                if transcriber.available():
-                    return transcriber.transcribe
-            except Exception as error:
-                if strict():
-                    raise
-                logger.warning("speech to text %s cannot be used: %s", declared.name, error)
-        return None
+
+def _or_transcriber(engine: Engine) -> str:
+    names = [declared.name for declared in engine.manager.transcribers()]
+    return f"; nor is it speech to text: {', '.join(names)}" if names else ""
 
 
 def _listed(inputs: Inputs) -> list[str | Path]:

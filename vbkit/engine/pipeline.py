@@ -13,7 +13,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,9 @@ from vbkit.features import Features
 from vbkit.media.audio import audio_duration
 from vbkit.media.content import content_id
 from vbkit.media.decode import DecodedVideo, DecodeJob, DecodePool
-from vbkit.media.transcripts import detect_language, resolve_transcript
+from vbkit.media.language import detect_language, segment_languages
+from vbkit.media.speech import SpeechToText, transcript_from_json, transcript_json
+from vbkit.media.transcripts import resolve_transcript
 from vbkit.media.types import FrameBatch, Transcript, VideoInfo
 from vbkit.model.backbones import ImageBackbone
 from vbkit.plugins import strict
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Encoded", "Pipeline", "Prepared", "Request", "transcript_hash"]
 
 _FRAMES_SHORT_SIDE = 480
+_PATIENCE_S = 0.2
 TEXT_OUTPUTS = frozenset({
     "segments", "segment_times", "segment_embeddings", "encode_text", "text_branch"})
 """Outputs that need no picture."""
@@ -62,6 +65,7 @@ class Prepared:
         transcript: its transcript.
         transcript_id: hash of the transcript.
         language: ISO 639-1 code of the transcript, or None.
+        segment_languages: of each of its segments, or None.
         failures: what already went wrong; a failure of stage open leaves nothing to encode.
         notes: what an operator should know.
         sound_s: duration of a sound file (s).
@@ -72,6 +76,7 @@ class Prepared:
     transcript: Transcript = field(default_factory=Transcript)
     transcript_id: str = ""
     language: str | None = None
+    segment_languages: tuple[str | None, ...] = ()
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
     sound_s: float | None = None
@@ -175,7 +180,7 @@ class Pipeline:
         workers: decoding processes.
         timeout_s: how long a decoder may be silent.
         keyframes: whether to make pictures of clips.
-        transcribe: speech to text, or None.
+        speech: speech to text, or in words why there is none, or None.
         plugin_openers: whether the decoder asks plugins (`vbkit_open_video`).
         reader: `"pyav"` or `"decord"`; None for what suits the file.
     """
@@ -191,7 +196,7 @@ class Pipeline:
         keyframes: bool = True,
         workers: int = 1,
         timeout_s: float = 60.0,
-        transcribe: Callable[[Path], Transcript | None] | None = None,
+        speech: SpeechToText | str | None = None,
         plugin_openers: bool = False,
         reader: str | None = None,
     ) -> None:
@@ -203,7 +208,7 @@ class Pipeline:
         self.keyframes = keyframes
         self.workers = workers
         self.timeout_s = timeout_s
-        self.transcribe = transcribe
+        self.speech = speech
         self.plugin_openers = plugin_openers
         self.reader = reader
         # Sources that are hashed, read for transcripts and given to the decoder ahead of time.
@@ -215,21 +220,28 @@ class Pipeline:
         self._lanes: BackboneLanes | None = None
         self._pool: DecodePool | None = None
         self._prober: DecodePool | None = None
+        self._preparing: deque[Future[Prepared]] = deque()
 
     # --- before decoding ----------------------------------------------------------------------
 
     def prepare(self, sources: Iterable[Source]) -> Iterator[Prepared]:
         """Hash sources and find their transcripts, some sources ahead, in order."""
+        waiting = self._preparing = deque()
+        if isinstance(self.speech, SpeechToText):
+            self.speech.open()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="vbkit-prepare")
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="vbkit-prepare") as thread:
-                waiting: deque[Future[Prepared]] = deque()
-                for source in sources:
-                    waiting.append(thread.submit(self._prepare, source))
-                    if len(waiting) > self._ahead:
-                        yield waiting.popleft().result()
-                while waiting:
+            for source in sources:
+                waiting.append(thread.submit(self._prepare, source))
+                if len(waiting) > self._ahead:
                     yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
+            waiting.clear()
+            if isinstance(self.speech, SpeechToText):
+                self.speech.close()
+            thread.shutdown(cancel_futures=True)
             if self._prober is not None:
                 self._prober.close()
                 self._prober = None
@@ -247,6 +259,31 @@ class Pipeline:
         except MediaError:
             return None  # said when it is decoded
 
+    def _listen(self, path: Path, identity: str) -> Transcript:
+        """What is said in a file, from the cache or by speech to text."""
+        speech = self.speech
+        assert isinstance(speech, SpeechToText)
+        cache = self.cache if identity else None
+        key = _hash([speech.name, speech.identity])[:16]
+        if cache is not None and not self.fresh:
+            found = cache.load(identity, "speech", key)
+            if found is not None:
+                try:
+                    return transcript_from_json(found[1]["transcript"])
+                except (KeyError, TypeError, ValueError):
+                    pass  # written by another version
+        began = time.perf_counter()
+        try:
+            transcript = speech.transcribe(path)
+        finally:
+            self.seconds["speech"] += time.perf_counter() - began
+        if cache is not None:
+            try:
+                cache.save(identity, "speech", key, {}, {"transcript": transcript_json(transcript)})
+            except StoreError as error:  # the next run has to listen again
+                logger.warning("%s: %s", path, error)
+        return transcript
+
     def _prepare(self, source: Source) -> Prepared:
         failures: list[Failure] = []
 
@@ -257,9 +294,21 @@ class Pipeline:
         if source.problem is not None:
             fail("open", source.problem, "MediaError")
             return Prepared(source, failures=tuple(failures))
+        identity = ""
+        if source.path is not None:
+            try:
+                memo = self.cache.folder if self.cache is not None else None
+                identity = content_id(source.path, memo)
+            except Exception as error:
+                fail("open", error)
+        speech: Callable[[Path], Transcript] | str | None
+        if isinstance(self.speech, SpeechToText):
+            speech = partial(self._listen, identity=identity)
+        else:
+            speech = self.speech
         try:
             transcript = resolve_transcript(
-                source, self.transcript, speech=self.transcribe,
+                source, self.transcript, speech=speech,
                 embedded=lambda: self._embedded(source.path))
         except VbkitError as error:
             transcript = Transcript()
@@ -269,14 +318,9 @@ class Pipeline:
             fail("transcript", error)
         texts = [segment.text for segment in transcript.segments]
         transcript_id = transcript_hash(transcript)
-        identity = transcript_id
-        if source.path is not None:
-            try:
-                memo = self.cache.folder if self.cache is not None else None
-                identity = content_id(source.path, memo)
-            except Exception as error:
-                fail("open", error)
-        elif not transcript.segments and not failures:
+        if source.path is None:
+            identity = transcript_id
+        if source.path is None and not transcript.segments and not failures:
             fail("open", "there is neither a video nor a transcript", "MediaError")
         sound_s = None
         if source.kind == "audio" and source.path is not None:
@@ -284,14 +328,17 @@ class Pipeline:
                 sound_s = audio_duration(source.path)
             except Exception as error:
                 fail("open", error)
-        language = transcript.language
-        if language is None and texts:
+        language, languages = transcript.language, (transcript.language,) * len(texts)
+        if texts:
             try:
-                language = detect_language(texts)
+                language = language or detect_language(texts)
+                # Who heard it knows better than its text tells.
+                languages = tuple(segment.language or told for segment, told in zip(
+                    transcript.segments, segment_languages(texts, language), strict=True))
             except Exception as error:
                 fail("transcript", error)
-        return Prepared(source, identity, transcript, transcript_id, language, tuple(failures),
-                        transcript.notes, sound_s)
+        return Prepared(source, identity, transcript, transcript_id, language, languages,
+                        tuple(failures), transcript.notes, sound_s)
 
     # --- decode and backbone ------------------------------------------------------------------
 
@@ -304,6 +351,12 @@ class Pipeline:
         try:
             while True:
                 while not exhausted and len(waiting) < self._ahead:
+                    if self._listening(0.0 if waiting else _PATIENCE_S):
+                        if waiting:
+                            break  # what is there is encoded meanwhile
+                        self._flush()
+                        while started:
+                            yield self._finish(started.popleft())
                     request = next(stream, None)
                     if request is None:
                         exhausted = True
@@ -330,6 +383,12 @@ class Pipeline:
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
+
+    def _listening(self, patience_s: float) -> bool:
+        """Whether the next source may be listened to for minutes: it is not ready in time."""
+        if not isinstance(self.speech, SpeechToText) or not self._preparing:
+            return False
+        return not wait([self._preparing[0]], patience_s).done
 
     def _enter(self, request: Request, *queues: Iterable[_Item]) -> _Item:
         item = _Item(request)
@@ -542,7 +601,7 @@ class Pipeline:
                 error = failure
         features = Features(
             source.video_id, outputs, info=item.info, language=prepared.language,
-            questions=request.questions,
+            segment_languages=prepared.segment_languages, questions=request.questions,
             keyframe_times=[moment for moment, _ in item.keyframes], error=error)
         encoded = Encoded(request, features, item.clip_times, tuple(item.keyframes),
                           tuple(item.failures), item.complete)

@@ -125,6 +125,14 @@ class HeadRunner:
                 tables = head.predict_batch([given])[0]
             else:
                 tables = head.predict(given)
+        return self.conform(tables)
+
+    def conform(self, tables: Any) -> dict[str, pd.DataFrame]:
+        """What a head returned, each table checked against its schema; one left out is empty.
+
+        Raises:
+            SchemaError: a table is undeclared or breaks its schema.
+        """
         known = {schema.name: schema for schema in self.spec.tables}
         if not isinstance(tables, Mapping):
             raise SchemaError(f"task {self.spec.name}: predict must return a dict of DataFrames, "
@@ -318,12 +326,13 @@ class Runner:
 
     def _row_fingerprint(self, task: HeadRunner, prepared: Prepared) -> str:
         return fingerprint([self._identities[task.spec.name], prepared.content_id,
-                            prepared.transcript_id, prepared.language])
+                            prepared.transcript_id, prepared.language,
+                            prepared.segment_languages])
 
     def _core_fingerprint(self, prepared: Prepared) -> str:
         return fingerprint([prepared.content_id, prepared.transcript_id, prepared.language,
-                            prepared.source.location, prepared.transcript.source,
-                            self.bundle.visual_key])
+                            prepared.segment_languages, prepared.source.location,
+                            prepared.transcript.source, self.bundle.visual_key])
 
     # --- one video ----------------------------------------------------------------------------
 
@@ -376,7 +385,9 @@ class Runner:
         failures += self._older_failures(video_id, todo, usable)
         status = "failed" if not usable else "partial" if failures else "ok"
         tables |= self._core_tables(encoded, failures, status)
-        for name in ("segments", "clips", "errors", "videos"):  # videos last: it says "done"
+        for name in ("segments", "words", "clips", "errors", "videos"):  # last: it says "done"
+            if name not in tables:
+                continue
             # What was cut short by a decoder that hung or crashed is tried again next time.
             done = encoded.complete and status != "failed"
             core_fingerprint = self._core_fingerprint(prepared) if done else ""
@@ -449,11 +460,18 @@ class Runner:
             "transcript_source": prepared.transcript.source, "language": prepared.language,
         }
         keyframes = _keyframe_of_clip(encoded.clip_times, encoded.keyframes, prepared.content_id)
+        words = [
+            {"segment": i, "word": j, "start_s": w.start_s, "end_s": w.end_s, "text": w.text,
+             "probability": w.probability}
+            for i, s in enumerate(segments) for j, w in enumerate(s.words)]
         return {
+            **({"words": CORE_TABLES["words"].frame(words)} if words else {}),
             "videos": CORE_TABLES["videos"].frame([video]),
             "segments": CORE_TABLES["segments"].frame([
-                {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text}
-                for i, s in enumerate(segments)]),
+                {"segment": i, "start_s": s.start_s, "end_s": s.end_s, "text": s.text,
+                 "language": language}
+                for i, (s, language) in enumerate(
+                    zip(segments, prepared.segment_languages, strict=True))]),
             "clips": CORE_TABLES["clips"].frame([
                 {"clip": i, "start_s": start, "end_s": end, "caption": caption,
                  "keyframe": picture}
@@ -493,7 +511,7 @@ class Runner:
             before = (store.metadata("videos", video_id) or {}).get("input", now)
             other = [name for name in list_tables(store.out)
                      if name not in schemas and name not in CORE_TABLES] if before != now else []
-            for name in (*lost, *other):
+            for name in (*lost, *other, *(["words"] if "words" not in schemas else [])):
                 store.remove(name, video_id)
             for name, jpeg in pictures:
                 if not (store.out / name).exists():
@@ -516,6 +534,8 @@ class Runner:
             "device": f"{self.bundle.device} {self.bundle.precision}",
             "cache": str(self.pipeline.cache.folder) if self.pipeline.cache else None,
             **{f"n_{status}": count for status, count in self.counts.items()},
+            "seconds": None if finished is None else json.dumps(
+                {name: round(seconds, 3) for name, seconds in self.seconds.items()}),
         }
         if self.store is not None:
             self.store.write_run(row)

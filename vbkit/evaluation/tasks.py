@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
-from vbkit.errors import UsageError
 from vbkit.evaluation.evaluate import Evaluation
 from vbkit.evaluation.labelled import encode_labelled, read_labelled
 from vbkit.heads import Head
 from vbkit.runs import Failure
-from vbkit.specs import TaskSpec
+from vbkit.specs import check_capability
 
 if TYPE_CHECKING:
     from vbkit.engine import Engine
+    from vbkit.features import Features
 
 __all__ = ["check_capability", "evaluate_task"]
 
 
-def check_capability(spec: TaskSpec, capability: str) -> None:
+@contextmanager
+def _remembered(head: Head) -> Iterator[dict[int, Mapping[str, pd.DataFrame]]]:
+    """Tables that a head makes meanwhile, by the identity of the features: not to make them twice.
+
+    Most heads evaluate themselves by what they predict; for one that does not, this stays empty.
     """
-    Raises:
-        UsageError: the task's head cannot do it.
-    """
-    if capability not in spec.capabilities:
-        what = {"finetune": "trained", "evaluate": "evaluated", "explain": "explained"}[capability]
-        raise UsageError(f"the head of task {spec.name} cannot be {what}: its TaskSpec does not "
-                         f"name the capability {capability!r}")
+    made: dict[int, Mapping[str, pd.DataFrame]] = {}
+    predict = head.predict
+
+    def remember(features: Features) -> dict[str, pd.DataFrame]:
+        made[id(features)] = tables = predict(features)
+        return tables
+
+    vars(head)["predict"] = remember
+    try:
+        yield made
+    finally:
+        del vars(head)["predict"]
 
 
 def evaluate_task(
@@ -75,12 +85,16 @@ def evaluate_task(
     try:
         examples = encode_labelled(engine, found, spec.needs, transcript=transcript,
                                    failed=failures.append, progress=progress)
-        with torch.no_grad():
+        with torch.no_grad(), _remembered(ready) as made:
             metrics = ready.evaluate(examples)
         rows: list[dict[str, Any]] = []
         if predictions:
-            frames = [runner.predict(each.features)[spec.name].assign(video_id=each.video_id)
-                      for each in examples]
+            frames = []
+            for each in examples:
+                tables = made.get(id(each.features))
+                tables = (runner.predict(each.features) if tables is None
+                          else runner.conform(tables))
+                frames.append(tables[spec.name].assign(video_id=each.video_id))
             table = pd.concat(frames, ignore_index=True)
             names = ["video_id", *(name for name in table.columns if name != "video_id")]
             rows = [{str(name): value for name, value in row.items()}

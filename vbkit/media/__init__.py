@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbkit.media.audio import audio_duration, has_audio
+    from vbkit.media.audio import FileSound, audio_duration, has_audio
     from vbkit.media.content import content_id, text_content_id
     from vbkit.media.decode import ClipBatch, DecodedVideo, DecodeJob, DecodePool
-    from vbkit.media.language import detect_language
+    from vbkit.media.language import detect_language, segment_languages
     from vbkit.media.open import open_video, raw_frames
     from vbkit.media.transcripts import (
         embedded_transcript,
@@ -21,18 +21,33 @@ if TYPE_CHECKING:
         parse_text,
         resolve_transcript,
     )
-    from vbkit.media.types import FrameBatch, Segment, Transcript, VideoInfo, VideoReader
+    from vbkit.media.types import (
+        FrameBatch,
+        Segment,
+        Sound,
+        SoundPiece,
+        Transcriber,
+        Transcript,
+        VideoInfo,
+        VideoReader,
+        Word,
+    )
 
 _LAZY = {
     "ClipBatch": "decode",
     "DecodeJob": "decode",
     "DecodePool": "decode",
     "DecodedVideo": "decode",
+    "FileSound": "audio",
     "FrameBatch": "types",
     "Segment": "types",
+    "Sound": "types",
+    "SoundPiece": "types",
+    "Transcriber": "types",
     "Transcript": "types",
     "VideoInfo": "types",
     "VideoReader": "types",
+    "Word": "types",
     "audio_duration": "audio",
     "content_id": "content",
     "detect_language": "language",
@@ -44,6 +59,7 @@ _LAZY = {
     "parse_text": "transcripts",
     "raw_frames": "open",
     "resolve_transcript": "transcripts",
+    "segment_languages": "language",
     "text_content_id": "content",
 }
 
@@ -52,11 +68,16 @@ __all__ = [
     "DecodeJob",
     "DecodePool",
     "DecodedVideo",
+    "FileSound",
     "FrameBatch",
     "Segment",
+    "Sound",
+    "SoundPiece",
+    "Transcriber",
     "Transcript",
     "VideoInfo",
     "VideoReader",
+    "Word",
     "audio_duration",
     "content_id",
     "detect_language",
@@ -68,6 +89,7 @@ __all__ = [
     "parse_text",
     "raw_frames",
     "resolve_transcript",
+    "segment_languages",
     "text_content_id",
 ]
 

@@ -18,15 +18,10 @@ A worker that says nothing for `timeout_s`, or dies, is replaced; its video rais
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +33,7 @@ import numpy as np
 
 from vbkit.errors import MediaError
 from vbkit.media.types import Segment, Transcript, VideoInfo
-from vbkit.media.wire import read_message, write_message
+from vbkit.media.wire import WorkerProcess
 
 __all__ = ["ClipBatch", "DecodeJob", "DecodePool", "DecodedVideo"]
 
@@ -355,9 +350,7 @@ class _Lane:
 
     def __init__(self, pool: DecodePool) -> None:
         self._pool = pool
-        self._process: subprocess.Popen[bytes] | None = None
-        self._inbox: queue.Queue[tuple[dict[str, Any], bytearray] | None] = queue.Queue(1)
-        self._stopped = threading.Event()
+        self._process: WorkerProcess | None = None
         self._thread = threading.Thread(target=self._run, name="vbkit-decode", daemon=True)
         self._thread.start()
 
@@ -367,7 +360,7 @@ class _Lane:
     def kill(self) -> None:
         """End the process, now."""
         process = self._process
-        if process is not None and process.poll() is None:
+        if process is not None:
             process.kill()
 
     def _run(self) -> None:
@@ -384,32 +377,32 @@ class _Lane:
     def _decode(self, video: DecodedVideo) -> str | None:
         """Decode a video; what was wrong where its worker cannot say so itself."""
         job = video.job
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or not self._process.alive:
             failure = self._start()
             if failure is not None:
                 return f"{job.path}: {failure}"
-        assert self._process is not None
-        assert self._process.stdin is not None
-        order = {
-            "path": str(job.path), "clip_s": job.clip_s, "frames_per_clip": job.frames_per_clip,
-            "height": job.height, "keyframes": job.keyframes, "max_keyframes": job.max_keyframes,
-            "keyframe_width": job.keyframe_width,
-            "embedded_transcript": job.embedded_transcript, "reader": job.reader,
-            "decode": job.decode, "threads": self._pool._threads,
-        }
+        process = self._process
+        assert process is not None
         try:
-            write_message(self._process.stdin, order)  # type: ignore[arg-type]
+            process.send({
+                "path": str(job.path), "clip_s": job.clip_s,
+                "frames_per_clip": job.frames_per_clip, "height": job.height,
+                "keyframes": job.keyframes, "max_keyframes": job.max_keyframes,
+                "keyframe_width": job.keyframe_width,
+                "embedded_transcript": job.embedded_transcript, "reader": job.reader,
+                "decode": job.decode, "threads": self._pool._threads,
+            })
         except OSError:
-            return f"{job.path}: {self._cause_of_death()}"
+            return f"{job.path}: the decoder {self._stop()}"
         while True:
             try:
-                message = self._inbox.get(timeout=self._pool._timeout_s)
+                message = process.inbox.get(timeout=self._pool._timeout_s)
             except queue.Empty:
                 self._stop()
                 return (f"{job.path}: the decoder hung: nothing came for "
                         f"{self._pool._timeout_s:g} s, so it was stopped")
             if message is None:
-                return f"{job.path}: {self._cause_of_death()}"
+                return f"{job.path}: the decoder {self._stop()}"
             header, payload = message
             if header["type"] == "tick":
                 continue
@@ -422,82 +415,24 @@ class _Lane:
 
     def _start(self) -> str | None:
         """Start the process; what was wrong where it does not come up."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "vbkit.media.worker", self._pool._settings],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=_environment(),
-        )
-        self._inbox, self._stopped = queue.Queue(1), threading.Event()
-        threading.Thread(
-            target=_pump, args=(self._process, self._inbox, self._stopped), daemon=True
-        ).start()
+        self._stop()
+        process = self._process = WorkerProcess(
+            "vbkit.media.worker", self._pool._settings,
+            {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
         if self._pool._closed:
             self._stop()
             return "the pool was closed"
         try:
-            message = self._inbox.get(timeout=max(_START_S, self._pool._timeout_s))
+            message = process.inbox.get(timeout=max(_START_S, self._pool._timeout_s))
         except queue.Empty:
             self._stop()
             return "the decoding process did not start; VBKIT_DEBUG=1 shows what it prints"
         if message is None:
-            cause = self._cause_of_death()
-            return (f"the decoding process did not start: {cause}; VBKIT_DEBUG=1 shows what "
-                    "it prints")
+            return (f"the decoding process did not start: the decoder {self._stop()}; "
+                    "VBKIT_DEBUG=1 shows what it prints")
         return None
 
-    def _cause_of_death(self) -> str:
-        process = self._process
-        assert process is not None
-        self._stop()
-        code = process.returncode
-        if code is not None and code < 0:
-            try:
-                return f"the decoder crashed ({signal.Signals(-code).name})"
-            except ValueError:
-                return f"the decoder crashed (signal {-code})"
-        return f"the decoder ended early (exit status {code})"
-
-    def _stop(self) -> None:
+    def _stop(self) -> str:
+        """End the process, if there is one; in words, how it ended."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        self._stopped.set()
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        deadline = time.monotonic() + 0.2
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """The worker's environment: this process's import path, and one thread for numpy."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(entry for entry in sys.path if entry)),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-
-
-def _pump(
-    process: subprocess.Popen[bytes], inbox: queue.Queue[Any], stopped: threading.Event
-) -> None:
-    """Move messages from a process to its lane until it is stopped; None marks the end."""
-    assert process.stdout is not None
-    with process.stdout:
-        while not stopped.is_set():
-            try:
-                message = read_message(process.stdout)  # type: ignore[arg-type]
-            except (OSError, ValueError):
-                message = None
-            while not stopped.is_set():
-                try:
-                    inbox.put(message, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
-            if message is None:
-                return
+        return process.stop() if process is not None else "was stopped"

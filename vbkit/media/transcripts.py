@@ -16,22 +16,26 @@ from typing import TYPE_CHECKING, Any
 from vbkit.errors import MediaError, TranscriptError
 from vbkit.media.kinds import TRANSCRIPT_SUFFIXES
 from vbkit.media.language import detect_language
-from vbkit.media.types import Segment, Transcript
+from vbkit.media.types import Segment, Transcript, Word
 
 if TYPE_CHECKING:
     from vbkit.sources import Source
 
 __all__ = [
+    "NO_SOUND",
     "decode_text",
     "detect_language",
     "embedded_transcript",
     "find_sidecar",
+    "finish_transcript",
     "load_transcript",
     "note_times_past",
     "parse_text",
     "resolve_transcript",
     "sidecars",
 ]
+
+NO_SOUND = "there is no sound in it"
 
 _MOST_BYTES = 64 << 20
 _LONG_LINE = 300  # characters; a longer line of plain text is split into sentences
@@ -223,7 +227,19 @@ def _segment(item: Any, where: str) -> Segment:
         end = start + _number(item.get("duration"))
     if start != start or end != end:
         start = end = nan
-    return Segment(item["text"], start, end)
+    return Segment(item["text"], start, end, _words(item.get("words")))
+
+
+def _words(value: Any) -> tuple[Word, ...]:
+    """The timed words of Whisper's JSON, without those that are malformed."""
+    words = []
+    for item in value if isinstance(value, list) else ():
+        if not isinstance(item, Mapping) or not isinstance(item.get("word"), str):
+            continue
+        start, end = _number(item.get("start")), _number(item.get("end"))
+        if start == start and end == end and item["word"].strip():
+            words.append(Word(item["word"].strip(), start, end, _number(item.get("probability"))))
+    return tuple(words)
 
 
 def _from_json(text: str) -> tuple[list[Segment], str | None]:
@@ -294,7 +310,7 @@ def _finish(
             if after is not None and start < after.start_s < end:
                 overlapping += 1
                 end = after.start_s
-            kept.append(Segment(segment.text, start, end))
+            kept.append(replace(segment, start_s=start, end_s=end))
         if overlapping:
             notes.append(f"{name}: {overlapping} segment(s) overlap the next; they were cut "
                          "to end where it starts")
@@ -303,6 +319,25 @@ def _finish(
     if language is None:
         language = detect_language(segment.text for segment in kept)
     return Transcript(tuple(kept), source, language, tuple(notes))
+
+
+def finish_transcript(transcript: Transcript, source: str) -> Transcript:
+    """What a transcriber made, put in order: segments sorted, not overlapping, none empty.
+
+    The language is what it says of the transcript, else of most of the time, else the text's own.
+    """
+    language = transcript.language
+    if language is None:
+        spoken: dict[str, float] = {}
+        for segment in transcript.segments:
+            if segment.language is not None and segment.timed:
+                spoken[segment.language] = (
+                    spoken.get(segment.language, 0.0) + segment.end_s - segment.start_s)
+        language = max(spoken, key=spoken.__getitem__) if spoken else None
+    if not transcript.segments:
+        return replace(transcript, source=source)
+    made = _finish(transcript.segments, source, language, source)
+    return replace(made, notes=(*transcript.notes, *made.notes))
 
 
 # Inline text
@@ -453,7 +488,7 @@ def resolve_transcript(
     mode: str | Path = "auto",
     *,
     embedded: Callable[[], Transcript | None] | None = None,
-    speech: Callable[[Path], Transcript | None] | None = None,
+    speech: Callable[[Path], Transcript] | str | None = None,
     duration_s: float | None = None,
 ) -> Transcript:
     """The transcript of a source.
@@ -466,7 +501,8 @@ def resolve_transcript(
         source: the source.
         mode: `"auto"`, `"none"` or a path.
         embedded: gives the embedded transcript, or None; by default the file is read here.
-        speech: turns the sound of a file into text; None where there is no model for it.
+        speech: turns the sound of a file into text, or says in words why it cannot; None where
+            there is none.
         duration_s: of the picture, to note segments that come after its end.
 
     Returns:
@@ -484,7 +520,7 @@ def _resolve(
     source: Source,
     mode: str | Path,
     embedded: Callable[[], Transcript | None] | None,
-    speech: Callable[[Path], Transcript | None] | None,
+    speech: Callable[[Path], Transcript] | str | None,
 ) -> Transcript:
     if source.text is not None:
         return parse_text(source.text)
@@ -520,11 +556,16 @@ def _resolve(
             notes.append(f"embedded subtitles: {error}")
         if inside is not None and inside.segments:
             return replace(inside, notes=(*notes, *inside.notes))
-    if speech is not None:
+    passed = ["no sidecar file"]
+    if source.kind == "video":
+        passed.append("no embedded subtitles")
+    if callable(speech):
         spoken = speech(source.path)
-        if spoken is not None:
+        if spoken.segments:
             return replace(spoken, notes=(*notes, *spoken.notes))
-    notes.append("no transcript: no sidecar file" + (
-        ", no embedded subtitles" if source.kind == "video" else "") + (
-        ", no speech to text" if speech is None else ", no speech"))
+        notes.extend(note for note in spoken.notes if note != NO_SOUND)
+        passed.append("no sound" if NO_SOUND in spoken.notes else "no speech in its sound")
+    else:
+        passed.append(f"no speech to text{f' ({speech})' if speech else ''}")
+    notes.append(f"no transcript: {', '.join(passed)}")
     return Transcript(notes=tuple(notes))

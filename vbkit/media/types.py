@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan, nan
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["FrameBatch", "Segment", "Transcript", "VideoInfo", "VideoReader"]
+__all__ = [
+    "FrameBatch",
+    "Segment",
+    "Sound",
+    "SoundPiece",
+    "Transcriber",
+    "Transcript",
+    "VideoInfo",
+    "VideoReader",
+    "Word",
+]
 
 
 @dataclass(frozen=True)
@@ -102,12 +113,37 @@ class VideoReader(Protocol):
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word of a segment, with the punctuation that belongs to it.
+
+    Args:
+        text: the word.
+        start_s, end_s: s.
+        probability: how sure the speech recognition is (0–1), NaN where it does not say.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    probability: float = nan
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A stretch of transcript. Times are seconds, NaN where the text is untimed."""
+    """A stretch of transcript.
+
+    Args:
+        text: what is said.
+        start_s, end_s: s, NaN where the text is untimed.
+        words: its words, where their times are known.
+        language: ISO 639-1 code where whoever made the transcript says so, else None.
+    """
 
     text: str
     start_s: float = nan
     end_s: float = nan
+    words: tuple[Word, ...] = ()
+    language: str | None = None
 
     def __post_init__(self) -> None:
         if isnan(self.start_s) != isnan(self.end_s):
@@ -133,3 +169,76 @@ class Transcript:
     source: str = "none"
     language: str | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SoundPiece:
+    """Consecutive samples of a file's sound.
+
+    Args:
+        samples: (N,) float32, mono, about −1 to 1.
+        start_s: time of the first sample (s); t = 0 is the first presented frame.
+        rate: Hz.
+    """
+
+    samples: np.ndarray
+    start_s: float
+    rate: int
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + len(self.samples) / self.rate
+
+
+class Sound(Protocol):
+    """A file's sound, on the time line of its picture."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def pieces(self, rate: int = 16_000, seconds: float = 30.0) -> Iterator[SoundPiece]:
+        """The sound from its beginning, in pieces of about `seconds`.
+
+        A piece starts where the one before it ends, or later where the sound has a hole of more
+        than two seconds; shorter holes are filled with silence.
+
+        Raises:
+            MediaError: nothing of it can be read.
+        """
+        ...
+
+
+class Transcriber(Protocol):
+    """Speech to text: what the factory of a `TranscriberSpec` makes.
+
+    `missing` and `prepare` are called in vbkit's own process and should import nothing heavy.
+    `transcribe` is called in a process of its own, which makes its own transcriber: what crashes
+    or hangs there costs one transcript.
+    """
+
+    def missing(self) -> str | None:
+        """What keeps it from working without a download that nobody asked for, and what to do.
+
+        None where it can work: a model is on disk, or one was named in the options.
+        """
+        ...
+
+    def prepare(self) -> str:
+        """Get what is needed, downloading what was named.
+
+        Returns:
+            A text that is another whenever the transcripts would be: model, options that matter,
+            version of the method. It keys the cache.
+
+        Raises:
+            ModelError: it cannot be got. The message says what to do.
+        """
+        ...
+
+    def transcribe(self, sound: Sound) -> Transcript:
+        """What is said, with times on the sound's own time line, in segments of about a sentence.
+
+        It reads `sound.pieces()` bit by bit, so that long sound needs no more memory than short
+        sound. Where nothing is said, there is no segment.
+        """
+        ...

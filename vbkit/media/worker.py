@@ -15,12 +15,9 @@ import dataclasses
 import io
 import json
 import os
-import queue
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +26,7 @@ import numpy as np
 from vbkit.errors import MediaError, VbkitError
 from vbkit.media.open import Opener, open_video
 from vbkit.media.sizes import clip_grid, clip_sample_times, frames_per_batch
-from vbkit.media.wire import read_message, write_message
+from vbkit.media.wire import serve, write_message
 from vbkit.specs import load_object
 
 __all__ = ["keyframe_clips", "main"]
@@ -153,37 +150,15 @@ def _plugin_openers(targets: bool | Sequence[str]) -> list[Opener]:
     return [load_object(target) for target in targets or ()]
 
 
-def _jobs(stream: BinaryIO) -> Callable[[], dict[str, Any]]:
-    """A function that waits for the next job. The process ends when the stream does."""
-    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-
-    def read() -> None:
-        while (message := read_message(stream)) is not None:
-            jobs.put(message[0])
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    return jobs.get
-
-
 def main() -> None:
     """Serve jobs until stdin closes."""
-    # Only messages may go through the pipe: what a C library prints goes nowhere.
-    out_stream = os.fdopen(os.dup(1), "wb", buffering=0)
-    in_stream = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)
-    if not os.environ.get("VBKIT_DEBUG"):
-        os.dup2(nowhere, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    jobs, stream = serve()
     settings = json.loads(sys.argv[1])
-    next_job = _jobs(in_stream)
-    out = _Output(io.BufferedWriter(out_stream, 1 << 16))
+    out = _Output(io.BufferedWriter(stream, 1 << 16))
     openers = _plugin_openers(settings["plugin_openers"])
     out.send({"type": "ready"})
     while True:
-        job = next_job()
+        job = jobs.get()
         try:
             _decode(job, openers, out)
         except VbkitError as error:

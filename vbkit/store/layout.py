@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from vbkit.errors import StoreError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 __all__ = [
     "PREFIX",
@@ -135,8 +136,17 @@ def read_footer(path: Path) -> TableFile:
         return TableFile(path, footer.num_rows, footer.metadata or {}, schema)
 
 
-def read_whole(path: Path, columns: Collection[str] | None = None) -> tuple[TableFile, pa.Table]:
+def read_whole(
+    path: Path,
+    columns: Collection[str] | None = None,
+    row_groups: Callable[[pq.FileMetaData], list[int] | None] | None = None,
+) -> tuple[TableFile, pa.Table]:
     """Read a table's file, opening it once: its footer, and those of `columns` that it has.
+
+    Args:
+        path: the file.
+        columns: names; those that it has not are left out. None for all.
+        row_groups: says by the footer which row groups to read; None for all.
 
     Raises: as `read_footer`.
     """
@@ -148,9 +158,15 @@ def read_whole(path: Path, columns: Collection[str] | None = None) -> tuple[Tabl
         small = path.stat().st_size <= _SMALL
         with pq.ParquetFile(pa.BufferReader(path.read_bytes()) if small else path) as file:
             schema = file.schema_arrow
-            names = [name for name in schema.names if columns is None or name in columns]
-            data = file.read(names, use_threads=not small)
             footer = file.metadata
+            names = [name for name in schema.names if columns is None or name in columns]
+            groups = None if row_groups is None else row_groups(footer)
+            if groups is None:
+                data = file.read(names, use_threads=not small)
+            elif groups:
+                data = file.read_row_groups(groups, names, use_threads=not small)
+            else:
+                data = pa.schema([schema.field(name) for name in names]).empty_table()
             return TableFile(path, footer.num_rows, footer.metadata or {}, schema), data
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,28 +15,30 @@ from vbkit._conform import utf8
 from vbkit.errors import StoreError, UsageError
 from vbkit.store.layout import (
     TableFile,
-    damaged,
-    file_name,
     read_footer,
     read_whole,
     table_paths,
     tables_folder,
 )
+from vbkit.store.pushdown import Bound, pinned, row_groups
 from vbkit.tables import VIDEO_ID
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    import pyarrow.dataset as ds
+    import pyarrow.compute as pc
 
 __all__ = [
     "StoredTable",
     "Where",
     "attributes",
     "from_arrow",
+    "head",
     "list_tables",
     "load_table",
     "retry",
+    "rows",
+    "scan",
     "to_pandas",
 ]
 
@@ -72,10 +76,15 @@ def load_table(
     name: str,
     columns: Sequence[str] | None = None,
     where: Where = None,
+    *,
+    categorical: bool | Sequence[str] = False,
 ) -> pd.DataFrame:
     """A table of a results folder, of all its videos.
 
-    Only the columns and rows that are asked for leave the disk.
+    Only the columns that are asked for, or that `where` tests, are read. What `where` says of
+    single columns is pushed down to Parquet: a video's file is not opened where its `video_id` is
+    not wanted, and its rows are not read where their statistics (least and greatest value of each
+    column) rule them out.
 
     Args:
         out: the results folder.
@@ -85,51 +94,167 @@ def load_table(
         where: which rows: a condition in SQL, such as `"score > 0.5 AND category = 'fight'"`, or a
             mapping from column to a value or a list of values (None for NULL), all of which must
             hold.
+        categorical: names of string columns to give as categories, which take less memory and are
+            grouped faster where values repeat; True for every string column whose rows hold at
+            most half as many different values.
 
     Returns:
         Rows by `video_id`, then as they were written. dtypes: string, float64 with NaN for NULL,
-        int64 and bool (Int64 and boolean where NULL may occur), datetime64[us, UTC].
+        int64 and bool (Int64 and boolean where NULL may occur), datetime64[us, UTC], and category
+        (of string, sorted) where that was asked for.
         `attrs` has `table`, `doc`, and `units` and `docs` by column.
 
     Raises:
         StoreError: `out` is no results folder, it has no such table, or a file is damaged.
-        UsageError: `columns` or `where` names an unknown column, or `where` is no condition.
+        UsageError: `columns`, `where` or `categorical` names an unknown column, or `where` is no
+            condition.
     """
 
-    if where is None or not len(where):
-        return retry(out, lambda: _load_whole(out, name, columns))
-
-    def read(table: StoredTable) -> pd.DataFrame:
-        chosen = table.choose(columns)
-        frame = to_pandas(table.select(chosen, where), table.schema)
-        frame.attrs.update(table.attributes(chosen))
+    def read() -> pd.DataFrame:
+        table, data = rows(out, name, columns, where)
+        frame = to_pandas(data, table.schema, table.categories(data, categorical))
+        frame.attrs.update(table.attributes(data.column_names))
         return frame
 
-    return StoredTable.read(out, name, read)
+    return retry(out, read)
 
 
-def _load_whole(out: str | Path, name: str, columns: Sequence[str] | None) -> pd.DataFrame:
-    """All rows; each file is opened once."""
+def rows(
+    out: str | Path, name: str, columns: Sequence[str] | None = None, where: Where = None
+) -> tuple[StoredTable, pa.Table]:
+    """The rows of a table for which `where` holds, in its order; raises as `load_table`.
+
+    Also raises FileNotFoundError where a file went away meanwhile: see `retry`.
+    """
+    tested: Collection[str] | None = ()
+    bounds: Sequence[Bound] = ()
+    sql = isinstance(where, str) and bool(where.strip())
+    if sql:
+        from vbkit.store.sql import condition
+
+        tested, bounds = condition(str(where), name)
+    elif where and isinstance(where, Mapping):
+        tested, bounds = list(where), [_bound(column, wanted) for column, wanted in where.items()]
+    wanted = None if columns is None or isinstance(columns, str) else {*columns}
+
+    def read(bounds: Sequence[Bound]) -> tuple[StoredTable, pa.Table]:
+        table, data = scan(out, name, wanted, tested, bounds)
+        chosen = table.choose(columns)
+        if sql:
+            from vbkit.store.sql import select
+
+            return table, select(table, data, chosen, str(where))
+        if where and isinstance(where, Mapping):
+            data = data.filter(table.condition(where))
+        return table, data.select(chosen)
+
+    try:
+        return read(bounds)
+    except UsageError:  # for a column, perhaps, that only files have which were not opened
+        if not any(bound.column == VIDEO_ID.name for bound in bounds):
+            raise
+        return read([bound for bound in bounds if bound.column != VIDEO_ID.name])
+
+
+def head(
+    out: str | Path, name: str, columns: Sequence[str] | None, where: Where, limit: int | None
+) -> tuple[StoredTable, pa.Table, int]:
+    """The first rows of a table for which `where` holds, at most `limit`, and how many there are.
+
+    Raises as `rows`.
+    """
     import pyarrow as pa
 
-    parts: dict[Path, pa.Table] = {}
-    files = []
-    for path in _paths(out, name):
-        file, parts[path] = read_whole(path, columns)
-        files.append(file)
-    table = StoredTable._of(name, files)
+    if limit is None or (where is not None and len(where)):
+        table, data = rows(out, name, columns, where)
+        return table, data.slice(0, limit), len(data)
+    table = StoredTable.open(out, name)
     chosen = table.choose(columns)
     schema = pa.schema([table.schema.field(column) for column in chosen])
-    data = pa.concat_tables([_align(parts[file.path], schema) for file in table.files])
-    frame = to_pandas(data, schema)
-    frame.attrs.update(table.attributes(chosen))
-    return frame
+    parts, missing = [schema.empty_table()], limit
+    for file in table.files:
+        if missing > 0 and file.n_rows:
+            parts.append(_align(read_whole(file.path, chosen)[1], schema).slice(0, missing))
+            missing -= len(parts[-1])
+    return table, pa.concat_tables(parts), table.n_rows
+
+
+def scan(
+    out: str | Path,
+    name: str,
+    columns: Collection[str] | None,
+    tested: Collection[str] | None = (),
+    bounds: Sequence[Bound] = (),
+) -> tuple[StoredTable, pa.Table]:
+    """A table, and what `bounds` lets through of it, each file opened once.
+
+    Args:
+        out: the results folder.
+        name: the table.
+        columns: the columns wanted; None for all.
+        tested: those needed besides, in any case of letters; None for all.
+        bounds: what wanted rows have. Not every row that comes back has it.
+
+    Raises:
+        StoreError: `out` is no results folder, it has no such table, or a file is damaged.
+        FileNotFoundError: a file went away meanwhile; try again.
+    """
+    import pyarrow as pa
+
+    paths = _paths(out, name)
+    some = pinned(paths, bounds)
+    needed = None
+    if columns is not None and tested is not None:
+        needed = {*columns, *tested} or {VIDEO_ID.name}
+    group = None if not bounds else lambda footer: row_groups(footer, bounds)
+    parts: dict[Path, pa.Table] = {}
+    files = []
+    for path in some:
+        file, parts[path] = read_whole(path, needed, group)
+        files.append(file)
+    if len(some) < len(paths):
+        files += [read_footer(path) for path in _typical(paths) if path not in parts]
+    table = StoredTable._of(name, files)
+    kept = [field for field in table.schema if needed is None or field.name in needed]
+    # A table without columns would have no rows.
+    schema = pa.schema(kept or [table.schema.field(0)])
+    if not kept:
+        parts = {path: read_whole(path, schema.names, group)[1] for path in parts}
+    tables = [_align(parts[file.path], schema) for file in table.files if file.path in parts]
+    return table, pa.concat_tables(tables or [schema.empty_table()]).combine_chunks()
+
+
+def _typical(paths: Sequence[Path]) -> list[Path]:
+    """The newest and the oldest file, which together are likely to have every column.
+
+    To look into all files would take longer than to read the few rows that are wanted.
+    """
+    by_age = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
+    return list(dict.fromkeys((by_age[-1], by_age[0])))
+
+
+def _bound(column: str, wanted: Any) -> Bound:
+    """What a mapping's value says of its column."""
+    values, null = _wanted(wanted)
+    return Bound(column, tuple(utf8(v) if isinstance(v, str) else v for v in values), null=null)
+
+
+def _wanted(wanted: Any) -> tuple[list[Any], bool]:
+    """The values that are wanted, and whether NULL is one of them."""
+    import pandas as pd
+
+    scalar = isinstance(wanted, (str, bytes)) or not isinstance(wanted, Iterable)
+    values = [wanted] if scalar else list(wanted)
+    present = [value for value in values if not (pd.api.types.is_scalar(value) and pd.isna(value))]
+    return present, len(present) < len(values)
 
 
 def _align(data: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`, NULL where `data` has none."""
     import pyarrow as pa
 
+    if data.schema.equals(schema):
+        return data
     return pa.table(
         [
             data.column(field.name).cast(field.type)
@@ -220,102 +345,55 @@ class StoredTable:
             raise UsageError(f"table {self.name}: no columns asked for; {self._columns()}")
         return sorted(chosen, key=lambda column: column != VIDEO_ID.name)
 
-    def dataset(self, files: Sequence[TableFile] | None = None) -> ds.Dataset:
-        """The rows, unread. Make one for each use: it remembers footers; a run replaces files."""
+    def categories(self, data: pa.Table, wanted: bool | Sequence[str]) -> list[str]:
+        """The columns of `data` to give as categories; raises UsageError as `load_table`."""
         import pyarrow as pa
-        import pyarrow.dataset as ds
-        import pyarrow.fs
-
-        return ds.dataset(
-            [str(file.path) for file in (self.files if files is None else files)],
-            schema=pa.schema(list(self.schema)),
-            format="parquet",
-            filesystem=pa.fs.LocalFileSystem(),
-        )
-
-    def select(
-        self, columns: Sequence[str], where: Where = None, limit: int | None = None
-    ) -> pa.Table:
-        """The rows for which `where` holds, at most `limit` of them, in the table's order.
-
-        Raises:
-            UsageError: `where` names an unknown column or is no condition.
-            StoreError: a file is damaged.
-        """
-        import pyarrow as pa
-
-        names = list(columns)
-        if isinstance(where, str) and where.strip():
-            from vbkit.store.sql import select
-
-            return select(self, names, where, limit)
-        try:
-            files, condition = self._condition(where if isinstance(where, Mapping) else {})
-            data = self.dataset(files)
-            if limit is not None:
-                return data.head(limit, columns=names, filter=condition)
-            return data.to_table(columns=names, filter=condition)
-        except (OSError, pa.ArrowException) as error:
-            if _vanished(error):
-                raise
-            raise self._damaged(error) from error
-
-    def count(self, where: Where = None) -> int:
-        """How many rows `where` holds for. Raises as `select`."""
-        import pyarrow as pa
-
-        if isinstance(where, str) and where.strip():
-            from vbkit.store.sql import count
-
-            return count(self, where)
-        if not where:
-            return self.n_rows
-        try:
-            files, condition = self._condition(where if isinstance(where, Mapping) else {})
-            return int(self.dataset(files).count_rows(filter=condition))
-        except (OSError, pa.ArrowException) as error:
-            if _vanished(error):
-                raise
-            raise self._damaged(error) from error
-
-    def _condition(self, where: Mapping[str, Any]) -> tuple[list[TableFile], ds.Expression | None]:
-        """The files that may hold rows with these values, and the condition on the rows."""
         import pyarrow.compute as pc
 
-        files = list(self.files)
-        condition: ds.Expression | None = None
+        text = [name for name in data.column_names
+                if pa.types.is_string(self.schema.field(name).type)]
+        if isinstance(wanted, bool):
+            return [name for name in text
+                    if wanted and 2 * pc.count_distinct(data.column(name)).as_py() <= len(data)]
+        if isinstance(wanted, str):
+            raise UsageError(f"categorical must be a list of names, got the string {wanted!r}")
+        for name in wanted:
+            self._check(name)
+            if not pa.types.is_string(self.schema.field(name).type):
+                raise UsageError(f"categorical: column {name} of table {self.name} is no text")
+        return [name for name in text if name in wanted]
+
+    def condition(self, where: Mapping[str, Any]) -> pc.Expression:
+        """The condition that a mapping stands for.
+
+        Raises:
+            UsageError: it names an unknown column, or a value does not fit its column.
+        """
+        import pyarrow.compute as pc
+
+        tests = []
         for column, wanted in where.items():
             self._check(column)
             values, null = self._values(column, wanted)
             test = pc.field(column).isin(values)
-            if null:
-                test = test | pc.field(column).is_null()
-            condition = test if condition is None else condition & test
-            if column == VIDEO_ID.name:
-                names = {file_name(value) for value in values.to_pylist()}
-                files = [file for file in files if file.path.name in names]
-        return files, condition
+            tests.append(test | pc.field(column).is_null() if null else test)
+        return reduce(and_, tests)
 
     def _values(self, column: str, wanted: Any) -> tuple[pa.Array, bool]:
         """The wanted values as an array of the column's type, and whether NULL is one of them."""
-        import pandas as pd
         import pyarrow as pa
 
-        scalar = isinstance(wanted, (str, bytes)) or not isinstance(wanted, Iterable)
-        values = [wanted] if scalar else list(wanted)
-        present = [value for value in values if not (pd.api.types.is_scalar(value)
-                                                     and pd.isna(value))]
+        present, null = _wanted(wanted)
         dtype = self.schema.field(column).type
         if pa.types.is_string(dtype):
             present = [utf8(value) if isinstance(value, str) else value for value in present]
         try:
-            array = pa.array(present, type=dtype)
+            return pa.array(present, type=dtype), null
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"where: column {column} of table {self.name} is {dtype}, "
                 f"and {wanted!r} does not fit it"
             ) from error
-        return array, len(present) < len(values)
 
     def _check(self, column: str) -> None:
         if column not in self.schema.names:
@@ -323,23 +401,6 @@ class StoredTable:
 
     def _columns(self) -> str:
         return f"its columns are {', '.join(self.schema.names)}"
-
-    def damage(self) -> StoreError | None:
-        """An error that names the first file that cannot be read; None where all can."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        for file in self.files:
-            try:
-                pq.ParquetFile(file.path).read()
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, pa.ArrowException) as error:
-                return damaged(file.path, error)
-        return None
-
-    def _damaged(self, error: Exception) -> StoreError:
-        return self.damage() or StoreError(f"table {self.name} cannot be read: {error}")
 
 
 def retry(out: str | Path, read: Callable[[], T]) -> T:
@@ -381,8 +442,13 @@ def attributes(
     return {"table": table, "units": units, "docs": docs}
 
 
-def to_pandas(data: pa.Table, schema: pa.Schema) -> pd.DataFrame:
-    """Convert to the dtypes of `vbkit.tables.DTYPES`; `schema` says where NULL may occur."""
+def to_pandas(
+    data: pa.Table, schema: pa.Schema, categories: Collection[str] = ()
+) -> pd.DataFrame:
+    """Convert to the dtypes of `vbkit.tables.DTYPES`; `schema` says where NULL may occur.
+
+    `categories` names string columns to give as categories of sorted strings.
+    """
     import pandas as pd
     import pyarrow as pa
 
@@ -393,7 +459,9 @@ def to_pandas(data: pa.Table, schema: pa.Schema) -> pd.DataFrame:
         if values.type != field.type:
             values = values.cast(field.type)
         series: pd.Series
-        if pa.types.is_string(field.type):
+        if name in categories:
+            series = _categorical(values)
+        elif pa.types.is_string(field.type):
             series = from_arrow("string", values)
         elif pa.types.is_int64(field.type) and (field.nullable or values.null_count):
             series = from_arrow("Int64", values)
@@ -405,6 +473,18 @@ def to_pandas(data: pa.Table, schema: pa.Schema) -> pd.DataFrame:
                 series = series.astype("datetime64[us, UTC]")
         columns[name] = series
     return pd.DataFrame(columns, index=range(data.num_rows))
+
+
+def _categorical(values: pa.ChunkedArray) -> pd.Series:
+    """Strings as categories, sorted, of the dtype string."""
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    different = pc.unique(values.drop_null())
+    different = different.take(pc.sort_indices(different))
+    codes = pc.fill_null(pc.index_in(values, different), -1).to_numpy()
+    names = pd.array(different.to_pylist(), dtype="string")
+    return pd.Series(pd.Categorical.from_codes(codes, categories=pd.Index(names)))
 
 
 def from_arrow(dtype: str, values: pa.ChunkedArray) -> pd.Series:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ResultStore", "write_atomically"]
 
+_SMALL = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -123,11 +124,14 @@ class ResultStore:
             SchemaError: `frame` does not match `schema`.
             StoreError: the file cannot be written; the old rows are then still there.
         """
+        import pandas as pd
+
         if not schema.per_video:
             raise StoreError(f"table {schema.name} is not written by video")
         video_id = utf8(video_id)
         rows = schema.conform(frame)
-        rows.insert(0, VIDEO_ID.name, video_id)
+        # In its dtype, which pandas.read_parquet then gives it back in.
+        rows.insert(0, VIDEO_ID.name, pd.Series(video_id, rows.index, dtype="string"))
         extra = {"fingerprint": fingerprint, "video_id": video_id}
         self._write(schema, video_id, rows, {**(metadata or {}), **extra})
 
@@ -248,8 +252,10 @@ class ResultStore:
             **{PREFIX + name.removeprefix(PREFIX): utf8(text) for name, text in own.items()},
         }
         data = data.replace_schema_metadata(kept)
+        # Small files, which most are, are hardly smaller with zstd, and take twice as long to read.
+        compression = "snappy" if data.nbytes <= _SMALL else "zstd"
         write_atomically(
             self._path(schema.name, key),
             self._temp(),
-            lambda file: pq.write_table(data, file, compression="zstd"),
+            lambda file: pq.write_table(data, file, compression=compression),
         )

@@ -2,6 +2,7 @@
 
     OUT/head.safetensors, OUT/head.json   what `vbkit run --head TASK=OUT` loads
     OUT/finetune.json                     what it was trained on, and how well it does
+    OUT/tensorboard/                      its losses, where TensorBoard is installed
 
 The videos are encoded once, into the feature cache; a head is trained on outputs of the encoder.
 """
@@ -9,9 +10,12 @@ The videos are encoded once, into the feature cache; a head is trained on output
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +25,9 @@ import torch
 from vbkit.engine.cache import FeatureCache
 from vbkit.errors import ManifestError, TrainingError, UsageError
 from vbkit.evaluation.labelled import Labelled, encode_labelled, read_labelled
-from vbkit.evaluation.tasks import check_capability
 from vbkit.heads import Example, FitOptions, Head
 from vbkit.runs import Failure
+from vbkit.specs import check_capability
 
 if TYPE_CHECKING:
     from vbkit.engine import Engine
@@ -132,8 +136,8 @@ def finetune(
                                          failed=failures.append, progress=told))
         encoded = time.perf_counter()
         torch.manual_seed(fit.seed)
-        with torch.enable_grad():
-            ready.fit(parts[0], parts[1], fit)
+        with torch.enable_grad(), _drawn(fit, folder) as told_too:
+            ready.fit(parts[0], parts[1], told_too)
         trained = time.perf_counter()
         with torch.no_grad():
             metrics = ready.evaluate(parts[1]) if "evaluate" in spec.capabilities else {}
@@ -151,6 +155,40 @@ def finetune(
     finally:
         runner.close()
     return result
+
+
+@contextmanager
+def _drawn(fit: FitOptions, folder: Path) -> Iterator[FitOptions]:
+    """The same options, with what is logged drawn by TensorBoard too, where it is installed.
+
+    Nothing is left of a training that failed.
+    """
+    if find_spec("tensorboard") is None:
+        yield fit
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    existed = folder.exists()
+    writer: SummaryWriter | None = None
+
+    def logged(numbers: Mapping[str, float]) -> None:
+        nonlocal writer
+        fit.logged(numbers)
+        if writer is None:
+            writer = SummaryWriter(str(folder / "tensorboard"))
+        for name, value in numbers.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(numbers.get("step", 0)))
+
+    try:
+        yield replace(fit, logged=logged)
+    except BaseException:
+        if writer is not None:
+            writer.close()
+            shutil.rmtree(folder / "tensorboard" if existed else folder, ignore_errors=True)
+        raise
+    if writer is not None:
+        writer.close()
 
 
 def split_videos(labelled: Sequence[Labelled], val_share: float,
