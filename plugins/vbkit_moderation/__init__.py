@@ -45,6 +45,8 @@ class ModerationOptions:
     gap_s: float = option(1.5, "flagged stretches at most this far apart (s) are one row")
     smooth: bool = option(True, "judge each clip with the stronger of its neighbours")
     evidence_chars: int = option(120, "longest quotation in the column evidence")
+    false_alarms: float = option(
+        0.02, "finetune: share of videos without a category that may be flagged for it")
 
     def __post_init__(self) -> None:
         # The policy itself is kept, not its path: results are redone when the file changes.
@@ -93,9 +95,9 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         summary="flags fights, guns, fire, offensive and hateful speech; allow, review or block",
         head="vbkit_moderation.head:ModerationHead",
         needs=frozenset(
-            {"segments", "segment_times", "segment_embeddings", "clip_times", "clip_features"}
+            {"segments", "segment_times", "text_branch", "clip_times", "clip_features"}
         ),
         tables=(MODERATION, MODERATION_VIDEOS),
         options=ModerationOptions,
-        capabilities=frozenset({"evaluate"}),
+        capabilities=frozenset({"finetune", "evaluate"}),
     )

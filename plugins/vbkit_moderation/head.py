@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from vbkit.errors import ManifestError, ModelError
 from vbkit.evaluation.classification import calibration_error, classification_scores
-from vbkit.heads import Example, Head, HeadContext, load_head, save_head
+from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
+from vbkit.model.branch import BranchConfig
+from vbkit.model.segments import SegmentClassifier
 from vbkit_moderation import MODERATION, MODERATION_VIDEOS, ModerationOptions
-from vbkit_moderation.model import TextModel, VisualModel, supported
+from vbkit_moderation.model import VisualModel, supported
 from vbkit_moderation.policy import NEVER, Rule, make_policy
 from vbkit_moderation.spans import clip_spans, gravest, segment_spans
 from vbkit_moderation.taxonomy import CATEGORIES, PARENTS, children
+from vbkit_moderation.training import Labelled, fit_text, fit_visual, settle
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +54,12 @@ class ModerationHead(Head):
             model_name=context.model_name,
             model_fingerprint=context.model_fingerprint,
         )
-        self.visual, self.text = models_of(tensors, self.settings)
+        self.visual = visual_of(tensors, self.settings)
         self.visual.to(context.device).requires_grad_(False)
-        self.text.to(context.device).requires_grad_(False)
+        text = self.settings["text"]
+        self.text = SegmentClassifier(
+            context.text_branch, BranchConfig(**text["branch"]), len(text["categories"]),
+        ).load(tensors, "text.")
         self.policy, self.undetected = make_policy(
             self.options.policy, shipped_rules(self.settings)
         )
@@ -92,11 +99,81 @@ class ModerationHead(Head):
             logits = supported(logits)
         return self._calibrated(self.settings["visual"]["categories"], logits)
 
-    def text_scores(self, segment_embeddings: Tensor) -> dict[str, np.ndarray]:
-        """Calibrated probabilities (S,) of each text category."""
-        return self._calibrated(
-            self.settings["text"]["categories"], self.text(segment_embeddings)
-        )
+    def text_scores(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Calibrated probabilities (S,) of each text category.
+
+        A segment that is longer than the branch reads at once has the greatest of its parts'.
+        """
+        branch, categories = self.text.branch, self.settings["text"]["categories"]
+        most = branch.config.segment_length
+        parts, owner = [], []
+        for segment, ids in enumerate(branch.tokenize(texts, cut=False)):
+            for start in range(0, max(1, len(ids)), most):
+                parts.append(ids[start : start + most])
+                owner.append(segment)
+        scores = self._calibrated(categories, self.text.output(branch.read(parts)))
+        greatest = {name: np.zeros(len(texts)) for name in scores}
+        for name, values in scores.items():
+            np.maximum.at(greatest[name], owner, values)
+        return greatest
+
+    def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
+        """Go on training from the head's weights, on videos labelled as a whole.
+
+        What a video is labelled with is somewhere in it: its greatest logit is what learns. A
+        category learns where videos that show or say it and videos that do not are among both
+        parts; the others stay as they are. Rare labels count more, by the root of how rare they
+        are. Scores are calibrated on the validation videos, and `review` is set there for the
+        false-alarm rate that the option `false_alarms` states.
+        """
+        names = {"visual": self.settings["visual"]["categories"],
+                 "text": self.settings["text"]["categories"]}
+        parts = [self._labelled(examples, names) for examples in (train, val)]
+        learnt = []
+        for modality, learn in (("visual", fit_visual), ("text", fit_text)):
+            learning, held = (part[modality] for part in parts)
+            columns = [column for column in range(len(names[modality]))
+                       if all(part.varies(column) for part in (learning, held))]
+            if not columns:
+                continue
+            model = self.visual if modality == "visual" else self.text
+            apart = options if options.checkpoint is None else replace(
+                options, checkpoint=options.checkpoint / modality)
+            logits = learn(model, learning, held, columns, apart)  # type: ignore[operator]
+            for column in columns:
+                name = names[modality][column]
+                self.settings["categories"][name] = settle(
+                    self.settings["categories"][name], logits[:, column],
+                    held.labels[:, column], self.options.false_alarms)
+                learnt.append(name)
+        if not learnt:
+            raise ManifestError(
+                "nothing can be learnt: of a category that this head detects "
+                f"({', '.join(self.settings['categories'])}), there must be videos labelled with "
+                "it and videos without it, among those to learn from and those to validate with")
+        self.context.logger.info("moderation learnt %s", ", ".join(learnt))
+        self.policy, self.undetected = make_policy(self.options.policy,
+                                                   shipped_rules(self.settings))
+
+    def _labelled(self, examples: Sequence[Example],
+                  names: Mapping[str, list[str]]) -> dict[str, Labelled]:
+        """What each modality has of the examples."""
+        rows: dict[str, list[Any]] = {"visual": [], "text": []}
+        labels: dict[str, list[list[bool]]] = {"visual": [], "text": []}
+        for example in examples:
+            given = _labels_of(example)
+            wanted = {each for label in given for each in children(label)} | given
+            features = example.features
+            said = [text for text, known in zip(
+                features.segments, features.in_languages(LANGUAGES), strict=True)
+                if known and text.strip()]
+            for modality, items in (("visual", features.clip_features), ("text", said)):
+                if len(items):
+                    rows[modality].append(items)
+                    labels[modality].append([name in wanted for name in names[modality]])
+        return {modality: Labelled(
+            rows[modality], np.array(labels[modality], bool).reshape(-1, len(names[modality])))
+            for modality in rows}
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Metrics of videos under the policy.
@@ -162,8 +239,8 @@ class ModerationHead(Head):
         said = np.array([bool(text.strip()) for text in features.segments], dtype=bool)
         said &= features.in_languages(LANGUAGES)
         if said.any():
-            scores = self.text_scores(features.segment_embeddings)
-            parts.append(("text", {name: np.where(said, values, np.nan)
+            scores = self.text_scores([features.segments[i] for i in np.flatnonzero(said)])
+            parts.append(("text", {name: _placed(said, values)
                                    for name, values in scores.items()}))
         return [(modality, name, rule, values) for modality, scores in parts
                 for name, values in scores.items()
@@ -171,11 +248,8 @@ class ModerationHead(Head):
 
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""
-        tensors = {
-            f"{part}.{name}": value
-            for part, module in (("visual", self.visual), ("text", self.text))
-            for name, value in module.state_dict().items()
-        }
+        tensors = {f"visual.{name}": value for name, value in self.visual.state_dict().items()}
+        tensors |= self.text.state("text.")
         save_head(path, tensors, self.settings)
 
     def _calibrated(self, names: list[str], logits: Tensor) -> dict[str, np.ndarray]:
@@ -213,34 +287,28 @@ def _words(flagged: np.ndarray) -> list[str]:
     return ["flagged" if each else "clean" for each in flagged]
 
 
-def models_of(
-    tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
-) -> tuple[VisualModel, TextModel]:
-    """The two models with their weights, in evaluation mode.
+def _placed(where: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`values` at the places that are true, NaN elsewhere."""
+    out = np.full(len(where), np.nan)
+    out[where] = values
+    return out
+
+
+def visual_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> VisualModel:
+    """The visual model with its weights, in evaluation mode.
 
     Raises:
         ModelError: the tensors are not those of this head.
     """
     try:
-        visual_settings, text_settings = settings["visual"], settings["text"]
-        moving = len(visual_settings["moving"])
-        visual = VisualModel(
-            visual_settings["width"], len(visual_settings["categories"]) - moving, moving
-        )
-        text = TextModel(
-            text_settings["width"], len(text_settings["categories"]), text_settings["hidden"]
-        )
-        for prefix, module in (("visual.", visual), ("text.", text)):
-            module.load_state_dict(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in tensors.items()
-                    if name.startswith(prefix)
-                }
-            )
+        own = settings["visual"]
+        moving = len(own["moving"])
+        visual = VisualModel(own["width"], len(own["categories"]) - moving, moving)
+        visual.load_state_dict({name.removeprefix("visual."): value
+                                for name, value in tensors.items() if name.startswith("visual.")})
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"these weights are no moderation head: {error}") from error
-    return visual.eval(), text.eval()
+    return visual.eval()
 
 
 def shipped_rules(settings: Mapping[str, Any]) -> dict[str, Rule]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TextModel", "VisualModel", "supported"]
+__all__ = ["VisualModel", "supported"]
 
 
 class VisualModel(nn.Module):
@@ -61,34 +61,6 @@ class VisualModel(nn.Module):
         is_still = clip_features[:, -self.width :].amax(1, keepdim=True) <= 1e-4
         moving = moving.masked_fill(is_still, float("-inf"))
         return torch.cat([self.still(x[:, : self.width]), moving], 1)
-
-
-class TextModel(nn.Module):
-    """A linear map plus a hidden layer, one logit for each text category.
-
-    Args:
-        width: D, of the segment embeddings.
-        categories: number of outputs.
-        hidden: units of the hidden layer.
-        dropout: of its units; inputs are dropped at 0.4 times that.
-    """
-
-    def __init__(
-        self, width: int, categories: int, hidden: int = 256, dropout: float = 0.5
-    ) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, categories)
-        self.hidden = nn.Linear(width, hidden)
-        self.output = nn.Linear(hidden, categories)
-        self.dropout = dropout
-        self.scale = width**0.5 / 2  # entries of a unit vector are small; this suits the optimiser
-
-    def forward(self, segment_embeddings: Tensor) -> Tensor:
-        """Logits (S, categories) of segment embeddings (S, D)."""
-        x = F.dropout(self.scale * segment_embeddings, 0.4 * self.dropout, self.training)
-        hidden = F.dropout(F.gelu(self.hidden(x)), self.dropout, self.training)
-        logits: Tensor = self.linear(x) + self.output(hidden)
-        return logits
 
 
 def supported(logits: Tensor) -> Tensor:

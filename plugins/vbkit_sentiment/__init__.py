@@ -79,7 +79,7 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         summary="negative, neutral or positive: each segment, each silent clip, the video",
         head="vbkit_sentiment.head:SentimentHead",
         needs=frozenset(
-            {"segments", "segment_times", "segment_embeddings", "clip_times", "clip_features"}
+            {"segments", "segment_times", "text_branch", "clip_times", "clip_features"}
         ),
         tables=(SENTIMENT, SENTIMENT_VIDEOS),
         options=SentimentOptions,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +14,10 @@ from torch import Tensor
 from vbkit.errors import ManifestError, ModelError
 from vbkit.evaluation.classification import classification_scores
 from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
+from vbkit.model.branch import BranchConfig
+from vbkit.model.segments import Passage, SegmentClassifier
 from vbkit_sentiment import LABELS, SENTIMENT, SENTIMENT_VIDEOS, SentimentOptions
-from vbkit_sentiment.model import PictureSentiment, TextSentiment, neighbours, trusted
+from vbkit_sentiment.model import PictureSentiment, trusted
 from vbkit_sentiment.rows import clip_rows, segment_rows, silent_clips, speech_mask, video_row
 
 if TYPE_CHECKING:
@@ -31,17 +32,6 @@ SHIPPED = Path(__file__).parent / "weights"
 
 LANGUAGES = frozenset({"en"})
 """Languages that the text model was trained on."""
-
-
-PATIENCE = 5
-"""Training stops after so many passes without a lower validation loss."""
-
-
-class _Labelled(NamedTuple):
-    """Segments to learn from: (N, 1 + neighbours, D) and their labels (N,)."""
-
-    inputs: Tensor
-    labels: Tensor
 
 
 class SentimentHead(Head):
@@ -61,9 +51,11 @@ class SentimentHead(Head):
             model_name=context.model_name,
             model_fingerprint=context.model_fingerprint,
         )
-        self.text, self.picture = models_of(tensors, self.settings)
-        self.text.to(context.device).requires_grad_(False)
+        self.picture = picture_of(tensors, self.settings)
         self.picture.to(context.device).requires_grad_(False)
+        self.text = SegmentClassifier(
+            context.text_branch, BranchConfig(**self.settings["text"]["branch"]), len(LABELS),
+        ).load(tensors, "text.")
 
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """Tables `sentiment` and `sentiment_videos` of one video."""
@@ -88,13 +80,16 @@ class SentimentHead(Head):
             SENTIMENT_VIDEOS.name: SENTIMENT_VIDEOS.frame([video_row(rows)]),
         }
 
-    def text_logits(self, embeddings: Tensor) -> Tensor:
-        """Calibrated logits (S, 3) of the segments of one video, (S, D) in order."""
-        inputs = neighbours(embeddings)
-        if not self.options.context:
-            inputs[:, 1:] = 0
-        logits: Tensor = self.text(inputs) / self.settings["text"]["temperature"]
-        return logits
+    def text_logits(self, texts: Sequence[str]) -> Tensor:
+        """Calibrated logits (S, 3) of the segments of one video, in their order."""
+        if self.options.context:
+            return self._calibrated(self.text(texts))
+        branch = self.text.branch
+        alone = branch.read_all([[ids] for ids in branch.tokenize(texts)])
+        return self._calibrated(self.text.output(torch.cat(alone)))
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        return logits / float(self.settings["text"]["temperature"])
 
     def picture_logits(self, clip_features: Tensor) -> Tensor:
         """Calibrated logits (C, 3) of clips, (C, Dv)."""
@@ -105,51 +100,31 @@ class SentimentHead(Head):
     def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
         """Go on training what reads text; what reads pictures stays as it is.
 
-        A video's label is that of each of its segments, unless it is a list of them. Neighbours
-        are left out and inputs are dropped at random; rare labels count more, by the root of how
-        rare they are. The pass with the least validation loss is kept, and calibrated on the same
-        videos.
+        A video's label is that of each of its segments, unless it is a list of them. Rare labels
+        count more, by the root of how rare they are. The pass with the least validation loss is
+        kept, and calibrated on the same videos.
         """
-        learning, held = self._labelled(train), self._labelled(val)
-        if not len(learning.labels) or not len(held.labels):
+        learning, held = self._passages(train), self._passages(val)
+        if not learning or not held:
             raise ManifestError("sentiment is learnt from text: there must be labelled videos with "
                                 "a transcript or text to learn from, and some to validate with")
-        share = torch.bincount(learning.labels, minlength=3).float() / len(learning.labels)
+        labels = torch.cat([passage.target for passage in learning])
+        share = torch.bincount(labels, minlength=3).float() / len(labels)
         weights = share.clamp(min=0.01).rsqrt()
-        batch = max(8, min(256, len(learning.labels) // 8))
-        optimizer = torch.optim.AdamW(self.text.requires_grad_(True).parameters(),
-                                      options.learning_rate or 5e-4, weight_decay=0.05)
-        best, state = self._loss(held), copy.deepcopy(self.text.state_dict())
-        options.logged({"step": 0, "val_loss": best})
-        since = 0
-        for epoch in range(1, (options.epochs or 30) + 1):
-            self.text.train()
-            for rows in torch.randperm(len(learning.labels)).split(batch):
-                optimizer.zero_grad()
-                logits = self.text(learning.inputs[rows])
-                F.cross_entropy(logits, learning.labels[rows],
-                                weight=weights.to(logits)).backward()
-                optimizer.step()
-            self.text.eval()
-            loss = self._loss(held)
-            options.logged({"step": epoch, "val_loss": loss})
-            since += 1
-            if loss < best:
-                best, state, since = loss, copy.deepcopy(self.text.state_dict()), 0
-            if since == PATIENCE:
-                break
-        self.text.load_state_dict(state)
-        self.text.requires_grad_(False)
-        logits = self.text(held.inputs)
+        self.text.fit(learning, held, lambda logits, target: F.cross_entropy(
+            logits, target, weight=weights.to(logits)), options)
+        with torch.no_grad():
+            logits = torch.cat([self.text(passage.texts) for passage in held]).cpu()
+        known = torch.cat([passage.target for passage in held])
         temperatures = torch.logspace(-0.5, 0.7, 97)
-        losses = torch.stack([F.cross_entropy(logits / t, held.labels) for t in temperatures])
+        losses = torch.stack([F.cross_entropy(logits / t, known) for t in temperatures])
         self.settings = {**self.settings, "text": {
             **self.settings["text"], "temperature": float(temperatures[int(losses.argmin())]),
             "measured": {}}}
 
-    def _labelled(self, examples: Sequence[Example]) -> _Labelled:
-        """Every segment that says something and has a label, with its neighbours."""
-        inputs, labels = [], []
+    def _passages(self, examples: Sequence[Example]) -> list[Passage]:
+        """Every segment that says something and has a label, by video."""
+        passages = []
         for example in examples:
             features = example.features
             speech = np.flatnonzero(speech_mask(features.segments)
@@ -162,17 +137,11 @@ class SentimentHead(Head):
             if len(values) != len(features.segments):
                 raise ManifestError(f"{example.video_id} has {len(features.segments)} segments, "
                                     f"but {len(values)} labels")
-            inputs.append(neighbours(features.segment_embeddings[torch.as_tensor(speech)]))
-            labels += [LABELS.index(_label_of(values[place], example.video_id)[0])
-                       for place in speech]
-        device = self.context.device
-        if not inputs:
-            return _Labelled(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-        return _Labelled(torch.cat(inputs).to(device), torch.tensor(labels, device=device))
-
-    @torch.no_grad()
-    def _loss(self, held: _Labelled) -> float:
-        return float(F.cross_entropy(self.text(held.inputs), held.labels))
+            labels = [LABELS.index(_label_of(values[place], example.video_id)[0])
+                      for place in speech]
+            passages.append(Passage([features.segments[place] for place in speech],
+                                    torch.tensor(labels)))
+        return passages
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Metrics over videos, or over segments where `label` or `score` is a list of them.
@@ -221,11 +190,9 @@ class SentimentHead(Head):
 
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""
-        tensors = {
-            f"{part}.{name}": value
-            for part, module in (("text", self.text), ("picture", self.picture))
-            for name, value in module.state_dict().items()
-        }
+        tensors = {f"picture.{name}": value
+                   for name, value in self.picture.state_dict().items()}
+        tensors |= self.text.state("text.")
         save_head(path, tensors, self.settings)
 
     def _of_segments(self, features: Features, speech: np.ndarray) -> np.ndarray:
@@ -233,8 +200,8 @@ class SentimentHead(Head):
         if not speech.any():
             return probabilities
         # A mark such as [Music] is no neighbour: what is said before and after it is.
-        embeddings = features.segment_embeddings[torch.as_tensor(np.flatnonzero(speech))]
-        probabilities[speech] = self.text_logits(embeddings).softmax(1).cpu().numpy()
+        texts = [features.segments[place] for place in np.flatnonzero(speech)]
+        probabilities[speech] = self.text_logits(texts).softmax(1).cpu().numpy()
         return probabilities
 
     def _of_clips(self, features: Features, clips: np.ndarray) -> np.ndarray:
@@ -256,25 +223,17 @@ def _label_of(value: Any, video_id: str) -> tuple[str, float | None]:
     return LABELS[int(np.sign(score)) + 1], score
 
 
-def models_of(
-    tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
-) -> tuple[TextSentiment, PictureSentiment]:
-    """The two models with their weights, in evaluation mode.
+def picture_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> PictureSentiment:
+    """The picture model with its weights, in evaluation mode.
 
     Raises:
         ModelError: the tensors are not those of this head.
     """
     try:
-        text = TextSentiment(settings["text"]["width"], settings["text"]["hidden"])
         picture = PictureSentiment(settings["picture"]["width"])
-        for prefix, module in (("text.", text), ("picture.", picture)):
-            module.load_state_dict(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in tensors.items()
-                    if name.startswith(prefix)
-                }
-            )
+        picture.load_state_dict({name.removeprefix("picture."): value
+                                 for name, value in tensors.items()
+                                 if name.startswith("picture.")})
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"these weights are no sentiment head: {error}") from error
-    return text.eval(), picture.eval()
+    return picture.eval()

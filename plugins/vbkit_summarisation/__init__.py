@@ -85,10 +85,10 @@ def vbkit_tasks() -> Iterator[TaskSpec]:
         name="summarisation",
         summary="selects what matters of what is said and shown; key segments and chapters",
         head="vbkit_summarisation.head:SummarisationHead",
-        needs=frozenset({"segments", "segment_times", "segment_embeddings", "clip_times",
-                         "clip_embeddings"}),
+        needs=frozenset({"segments", "segment_times", "segment_embeddings", "text_branch",
+                         "clip_times", "clip_embeddings"}),
         tables=(SUMMARY_TABLE, SEGMENTS_TABLE, CHAPTERS_TABLE),
         options=SummarisationOptions,
-        capabilities=frozenset({"evaluate"}),
+        capabilities=frozenset({"finetune", "evaluate"}),
         labels=("selected", "summary"),
     )

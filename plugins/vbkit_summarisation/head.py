@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vbkit.errors import ManifestError
+from vbkit.errors import ManifestError, ModelError
 from vbkit.evaluation.captions import rouge_l, tokenize
 from vbkit.evaluation.summaries import selection_scores, top_k_scores
-from vbkit.heads import Example, Head, HeadContext, load_head, save_head
+from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
+from vbkit.model.branch import BranchConfig, TextBranch
 from vbkit_summarisation import CHAPTERS_TABLE, SEGMENTS_TABLE, SUMMARY_TABLE, SummarisationOptions
 from vbkit_summarisation.chapters import boundaries, title_of
-from vbkit_summarisation.selector import Selector, SelectorConfig, place_features, windows
-from vbkit_summarisation.text import text_features, words
+from vbkit_summarisation.selector import Selector, SelectorConfig, score_sentences
+from vbkit_summarisation.text import words
+from vbkit_summarisation.training import Summarised, calibrate, fit_selector
 from vbkit_summarisation.visual import Concepts, pick_clips, scenes, time_phrase
 
 if TYPE_CHECKING:
     from vbkit.features import Features
 
-__all__ = ["SummarisationHead", "describe", "score_segments", "sentence_units"]
+__all__ = ["SummarisationHead", "describe", "sentence_units"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -95,11 +97,15 @@ class SummarisationHead(Head):
             context.head_path or WEIGHTS, model_name=context.model_name,
             model_fingerprint=context.model_fingerprint)
         settings, tensors = self.settings, self.tensors
-        self.selector = Selector(SelectorConfig(**settings["selector"]))
-        self.selector.load_state_dict({
-            name.removeprefix("selector."): value for name, value in tensors.items()
-            if name.startswith("selector.")})
-        self.selector.eval().to(context.device)
+        try:
+            self.selector = Selector(SelectorConfig(**settings["selector"]))
+            self.selector.load_state_dict(_named(tensors, "selector."))
+            config = BranchConfig(**settings["branch"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ModelError(f"these weights are no summarisation head: {error}") from error
+        self.selector.eval().requires_grad_(False).to(context.device)
+        self.branch = self._branch(config)
+        self.branch.merge()
         self.rarity = dict(zip(settings["stems"], tensors["rarity"].tolist(), strict=True))
         self.slope, self.bias = map(float, settings["calibration"])
         device = context.device
@@ -182,6 +188,55 @@ class SummarisationHead(Head):
                                 "with")
         return metrics
 
+    def _branch(self, config: BranchConfig) -> TextBranch:
+        if self.context.text_branch is None:
+            raise ModelError("there is no branch of the encoder to read transcripts with")
+        branch = self.context.text_branch(config)
+        branch.load(_named(self.tensors, "branch."))
+        return branch.eval()
+
+    def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
+        """Go on training what selects sentences, on videos whose label is `selected`.
+
+        The pass with the least validation loss is kept, and calibrated on the same videos.
+        """
+        learning, held = self._summarised(train), self._summarised(val)
+        if not learning or not held:
+            raise ManifestError("summaries are learnt from what is selected of a transcript: there "
+                                "must be videos with a transcript and a column selected to learn "
+                                "from, and some to validate with")
+        branch = self._branch(self.branch.config)
+        fit_selector(self.selector, branch, self.rarity, learning, held, options)
+        self.branch = branch
+        logits = torch.cat([score_sentences(self.selector, branch, item.texts, self.rarity)
+                            for item in held])
+        selected = torch.from_numpy(np.concatenate([item.selected for item in held]))
+        self.slope, self.bias = calibrate(logits, selected)
+        self.tensors |= {f"selector.{name}": value
+                         for name, value in self.selector.state_dict().items()}
+        self.tensors |= {f"branch.{name}": value for name, value in branch.state().items()}
+        self.settings = {**self.settings, "calibration": [self.slope, self.bias],
+                         "validation": {}}
+
+    def _summarised(self, examples: Sequence[Example]) -> list[Summarised]:
+        """The sentences of transcripts of which something is selected."""
+        found = []
+        for example in examples:
+            features = example.features
+            known = np.flatnonzero(features.in_languages({self.language}))
+            if example.label("selected") is None or not len(known):
+                continue
+            times = features.segment_times
+            rows = pd.DataFrame({"start_s": times[:, 0], "end_s": times[:, 1]})
+            target = _selected_of(example, rows)[known]
+            texts = [features.segments[s] for s in known]
+            units = sentence_units(texts, times[known])
+            selected = np.array([target[first:last].any() for first, last in units])
+            if selected.any():
+                found.append(Summarised([" ".join(" ".join(texts[first:last]).split())
+                                         for first, last in units], selected))
+        return found
+
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
         save_head(path, self.tensors, self.settings)
@@ -200,7 +255,7 @@ class SummarisationHead(Head):
         joined = [" ".join(" ".join(texts[first:last]).split()) for first, last in units]
         vectors = F.normalize(torch.stack(
             [embeddings[first:last].mean(0) for first, last in units]), dim=-1)
-        logits = score_segments(self.selector, vectors, joined, self.rarity)
+        logits = score_sentences(self.selector, self.branch, joined, self.rarity)
         p = torch.sigmoid(logits * self.slope + self.bias)
         count = self._count(len(units), [len(words(text)) for text in joined])
         order = _diverse(p, vectors, self.options.diversity)
@@ -317,6 +372,11 @@ class SummarisationHead(Head):
         return rows
 
 
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items()
+            if name.startswith(prefix)}
+
+
 def sentence_units(texts: Sequence[str], times: np.ndarray) -> list[tuple[int, int]]:
     """Runs of segments (first, past the last) that are one sentence.
 
@@ -335,32 +395,6 @@ def sentence_units(texts: Sequence[str], times: np.ndarray) -> list[tuple[int, i
             units.append((first, i + 1))
             first, length = i + 1, 0
     return units
-
-
-@torch.no_grad()
-def score_segments(selector: Selector, embeddings: Tensor, texts: Sequence[str],
-                   rarity: dict[str, float]) -> Tensor:
-    """Logits (S,) of S sentences, on the CPU; long transcripts are scored in windows.
-
-    Each sentence takes its logit from the window in which it is most central.
-    """
-    n = len(texts)
-    if n == 0:
-        return torch.zeros(0)
-    out, depth = torch.zeros(n), torch.full((n,), -1.0)
-    for first, last in windows(n, selector.config.window):
-        part = embeddings[first:last]
-        plain = torch.cat([
-            torch.from_numpy(text_features(texts[first:last], rarity)).to(part),
-            place_features(part)], 1)
-        mask = torch.ones(1, last - first, dtype=torch.bool, device=part.device)
-        logits = selector(part[None], plain[None], mask)[0].float().cpu()
-        at = torch.arange(last - first).float()
-        inner = torch.minimum(at, last - first - 1 - at)
-        better = inner > depth[first:last]
-        out[first:last] = torch.where(better, logits, out[first:last])
-        depth[first:last] = torch.where(better, inner, depth[first:last])
-    return out
 
 
 def describe(concepts: Concepts, clips: Tensor, times: np.ndarray, least: float,

@@ -1,25 +1,29 @@
 """The selector: which sentences of a transcript belong in its summary.
 
-A small Transformer over the sentence embeddings of a passage, in the manner of extractive
-summarisation with a sentence encoder (Liu and Lapata, "Text summarization with pretrained
-encoders", EMNLP 2019, section 3), beside plain features of words and place. Sentences are then
-taken greedily, each weighed against its likeness to those already taken (maximal marginal
-relevance: Carbonell and Goldstein, SIGIR 1998).
+The head's branch of the encoder reads the sentences of a passage together, in the manner of
+extractive summarisation with a pretrained encoder (Liu and Lapata, "Text summarization with
+pretrained encoders", EMNLP 2019, section 3); a small Transformer over the sentences weighs them,
+with plain features of their words and places. Sentences are then taken greedily, each weighed
+against its likeness to those already taken (maximal marginal relevance: Carbonell and Goldstein,
+SIGIR 1998).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vbkit_summarisation.text import TEXT_FEATURES
+from vbkit.model.branch import TextBranch, token_windows
+from vbkit_summarisation.text import TEXT_FEATURES, text_features
 
-__all__ = ["PLACE_FEATURES", "Selector", "SelectorConfig", "place_features", "windows"]
+__all__ = ["Selector", "SelectorConfig", "Window", "score_sentences", "windows_of"]
 
-PLACE_FEATURES = 8
+_WINDOWS = 32
+"""Windows in a batch."""
 
 
 @dataclass(frozen=True)
@@ -27,44 +31,18 @@ class SelectorConfig:
     """Sizes of the selector.
 
     Args:
-        dim: D of the shared space.
+        dim: H of the branch.
         hidden: width.
         layers: Transformer layers.
         heads: attention heads.
-        window: sentences scored at once; longer transcripts are scored in overlapping windows.
         dropout: during training.
     """
 
     dim: int = 384
     hidden: int = 96
-    layers: int = 2
+    layers: int = 1
     heads: int = 4
-    window: int = 32
     dropout: float = 0.2
-
-
-def place_features(segments: Tensor) -> Tensor:
-    """How a segment relates to its passage: (S, D) unit vectors to (S, PLACE_FEATURES)."""
-    n = len(segments)
-    near = segments @ segments.T
-    centre = F.normalize(segments.mean(0, keepdim=True), dim=-1)
-    central = (segments @ centre.T)[:, 0]
-    before = torch.cat([near.new_zeros(1), near.diagonal(1)]) if n > 1 else near.new_zeros(n)
-    after = torch.cat([near.diagonal(1), near.new_zeros(1)]) if n > 1 else near.new_zeros(n)
-    others = near - torch.eye(n, device=near.device)
-    mean = others.sum(1) / max(1, n - 1)
-    rank = central.argsort(descending=True).argsort().float() / max(1, n - 1)
-    spread = (central - central.mean()) / (central.std(correction=0) + 0.03)
-    return torch.stack([central, spread, rank, mean, others.amax(1), before, after,
-                        (others > 0.5).float().sum(1).log1p()], 1)
-
-
-def windows(n: int, size: int) -> list[tuple[int, int]]:
-    """Windows (start, end) of `size` with half a window of overlap that cover `n` segments."""
-    if n <= size:
-        return [(0, n)]
-    starts = [*list(range(0, n - size, size // 2)), n - size]
-    return [(start, start + size) for start in starts]
 
 
 class Selector(nn.Module):
@@ -74,30 +52,88 @@ class Selector(nn.Module):
         super().__init__()
         self.config = config = config or SelectorConfig()
         self.content = nn.Linear(config.dim, config.hidden)
-        self.plain = nn.Linear(TEXT_FEATURES + PLACE_FEATURES, config.hidden)
+        self.plain = nn.Linear(TEXT_FEATURES, config.hidden)
         self.near = nn.Conv1d(config.hidden, config.hidden, 3, padding=1, groups=4)
-        self.drop = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         layer = nn.TransformerEncoderLayer(
             config.hidden, config.heads, 2 * config.hidden, config.dropout, F.gelu,
             batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(config.hidden)
-        self.leave = nn.Linear(config.hidden, 1)
-        self.direct = nn.Linear(TEXT_FEATURES + PLACE_FEATURES, 1)
+        self.output = nn.Linear(config.hidden, 1)
+        self.direct = nn.Linear(TEXT_FEATURES, 1)
 
-    def forward(self, segments: Tensor, plain: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, sentences: Tensor, plain: Tensor, mask: Tensor) -> Tensor:
         """Logits of belonging to the summary.
 
         Args:
-            segments: (N, S, D) unit vectors.
-            plain: (N, S, TEXT_FEATURES + PLACE_FEATURES).
-            mask: (N, S) bool, True where there is a segment.
+            sentences: (N, S, H), from the branch.
+            plain: (N, S, TEXT_FEATURES).
+            mask: (N, S) bool, True where there is a sentence.
 
         Returns:
             (N, S).
         """
-        x = self.content(self.drop(segments) * 4) + self.plain(self.drop(plain))
+        x = self.content(self.dropout(sentences)) + self.plain(self.dropout(plain))
         x = x * mask[..., None]
         x = x + F.gelu(self.near(x.transpose(1, 2)).transpose(1, 2))
         x = self.layers(x, src_key_padding_mask=~mask)
-        return (self.leave(self.drop(self.norm(x))) + self.direct(plain))[..., 0]
+        logits: Tensor = self.output(self.dropout(self.norm(x))) + self.direct(plain)
+        return logits[..., 0]
+
+    def judge(self, read: Sequence[Tensor], plain: Sequence[Tensor]) -> list[Tensor]:
+        """Logits (S,) of each window's sentences, from what a branch reads and plain features."""
+        sentences = nn.utils.rnn.pad_sequence(list(read), batch_first=True)
+        features = nn.utils.rnn.pad_sequence(list(plain), batch_first=True).to(sentences)
+        lengths = torch.tensor([len(rows) for rows in read], device=sentences.device)
+        mask = torch.arange(sentences.shape[1], device=sentences.device) < lengths[:, None]
+        logits = self(sentences, features, mask)
+        return [row[:length] for row, length in zip(logits, lengths.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Sentences that are read together.
+
+    Args:
+        first: the number of the first.
+        ids: their word pieces.
+        plain: (S, TEXT_FEATURES) float32.
+    """
+
+    first: int
+    ids: list[list[int]]
+    plain: Tensor
+
+
+def windows_of(branch: TextBranch, texts: Sequence[str],
+               rarity: Mapping[str, float]) -> list[Window]:
+    """Overlapping windows that cover a transcript's sentences."""
+    ids = branch.tokenize(texts)
+    spans = token_windows([len(row) + 1 for row in ids], branch.config.window - 1)
+    return [Window(first, ids[first:last],
+                   torch.from_numpy(text_features(texts[first:last], rarity)))
+            for first, last in spans]
+
+
+@torch.no_grad()
+def score_sentences(selector: Selector, branch: TextBranch, texts: Sequence[str],
+                    rarity: Mapping[str, float]) -> Tensor:
+    """Logits (S,) of S sentences, on the CPU.
+
+    Each takes its logit from the window in which it is most central.
+    """
+    out, depth = torch.zeros(len(texts)), torch.full((len(texts),), -1.0)
+    windows = windows_of(branch, texts, rarity) if texts else []
+    for start in range(0, len(windows), _WINDOWS):
+        batch = windows[start : start + _WINDOWS]
+        read = branch.read_all([window.ids for window in batch])
+        for window, logits in zip(batch, selector.judge(read, [w.plain for w in batch]),
+                                  strict=True):
+            place = torch.arange(len(logits)).float()
+            inner = torch.minimum(place, len(logits) - 1 - place)
+            span = slice(window.first, window.first + len(logits))
+            better = inner > depth[span]
+            out[span] = torch.where(better, logits.float().cpu(), out[span])
+            depth[span] = torch.where(better, inner, depth[span])
+    return out

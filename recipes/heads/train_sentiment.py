@@ -3,11 +3,11 @@
     python recipes/heads/train_sentiment.py --data DATA \
         --out plugins/vbkit_sentiment/weights --cache .cache/heads
 
-Text: MELD's training dialogues (three classes, read in dialogue) and MOSI (positive or negative
-reviews, in the order of each video; the loss compares these two classes only), with sentences of
-lectures and cooking videos as weak examples of neutral. A sixth of MELD's training dialogues
-is held out, and sets the temperature; MELD's dev set trains nothing; MOSI is scored in five folds
-by video.
+Text is trained by `branches.py`: MELD's training dialogues (three classes, read in dialogue) and
+MOSI (positive or negative reviews, in the order of each video), sentences of lectures and cooking
+videos as weak examples of neutral, and tweets that a larger encoder judged. A sixth of MELD's
+training dialogues is held out, and sets the temperature; MELD's dev set trains nothing; MOSI is
+scored in five folds by video.
 
 Pictures: Flickr8k, where captions mention a sign of feeling ("smiling", "crying", "fighting").
 
@@ -18,24 +18,23 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from branches import SENTIMENT_BRANCH, branch_tensors, sentiment_passages
 from encode import MEANS, Encoder
 from report import markdown_table, replace_block
 from torch import Tensor, nn
 
 from vbkit.heads import save_head
-from vbkit_sentiment import LABELS
-from vbkit_sentiment.model import PictureSentiment, TextSentiment, neighbours, trusted
+from vbkit_sentiment.model import PictureSentiment, trusted
 
 POSITIVE = re.compile(
     r"\b(smil\w+|laugh\w*|happy|happily|celebrat\w+|cheer(?:ing|s|ful)|excited\w*|joy\w*"
@@ -54,117 +53,9 @@ PENALTIES = (0.01, 0.03, 0.1, 0.3)
 """Penalties on the weights of the picture model, of which one is chosen."""
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Sentences in order: their class (0, 1, 2), the dialogue or video each is of, its weight.
-
-    `binary`: the class is known only as negative or positive.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    groups: np.ndarray
-    weights: Tensor
-    binary: Tensor
-
-    def take(self, mask: np.ndarray) -> Texts:
-        index = torch.as_tensor(np.flatnonzero(mask))
-        return Texts(self.inputs[index], self.labels[index], self.groups[mask],
-                     self.weights[index], self.binary[index])
-
-    def __add__(self, other: Texts) -> Texts:
-        return Texts(
-            torch.cat([self.inputs, other.inputs]), torch.cat([self.labels, other.labels]),
-            np.concatenate([self.groups, other.groups]),
-            torch.cat([self.weights, other.weights]), torch.cat([self.binary, other.binary]),
-        )
-
-def texts_of(
-    encoder: Encoder, texts: list[str], labels: list[int], groups: list[str],
-    weight: float = 1.0, binary: bool = False,
-) -> Texts:
-    """Encode sentences and put each beside its neighbours of the same group."""
-    _, numbers = np.unique(groups, return_inverse=True)
-    embeddings = torch.from_numpy(encoder.text_embeddings(texts))
-    return Texts(neighbours(embeddings, numbers.tolist()), torch.tensor(labels),
-                 np.array(groups), torch.full((len(texts),), weight),
-                 torch.full((len(texts),), binary))
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def meld(encoder: Encoder, path: Path) -> Texts:
-    """MELD's utterances, in the order of each dialogue."""
-    rows = sorted(read_csv(path), key=lambda r: (int(r["Dialogue_ID"]), int(r["Utterance_ID"])))
-    return texts_of(encoder, [r["Utterance"] for r in rows],
-                    [LABELS.index(r["Sentiment"]) for r in rows], [r["Dialogue_ID"] for r in rows])
-
-
-def mosi(encoder: Encoder, path: Path) -> Texts:
-    """MOSI's utterances, in the order of each video."""
-    rows = sorted(read_csv(path),
-                  key=lambda r: (r["video"], int(r["id"].rsplit("_", 1)[1])))
-    return texts_of(encoder, [r["text"] for r in rows], [LABELS.index(r["label"]) for r in rows],
-                    [r["video"] for r in rows], BINARY, binary=True)
-
-
-def presumed_neutral(encoder: Encoder, data: Path, rng: np.random.Generator) -> Texts:
-    """Sentences of lectures (VT-SSum) and cooking videos (YouCook2), in order."""
-    passages: list[tuple[str, list[str]]] = []
-    with gzip.open(data / "vtssum" / "train.jsonl.gz", "rt", encoding="utf-8") as file:
-        for index, line in enumerate(file):
-            if index % 200 == 0:
-                passages.append((f"lecture {index}", json.loads(line)["text"][:6]))
-    cooking: dict[str, list[str]] = {}
-    for row in read_csv(data / "youcook2" / "asr_sentences.csv"):
-        sentences = cooking.setdefault(row["video_id"], [])
-        if len(sentences) < 8:
-            sentences.append(row["Sentence"])
-    passages += [(f"cooking {video}", sentences) for video, sentences in cooking.items()]
-    rng.shuffle(passages)  # type: ignore[arg-type]
-    texts = [text for _, sentences in passages for text in sentences]
-    groups = [name for name, sentences in passages for _ in sentences]
-    return texts_of(encoder, texts, [1] * len(texts), groups, WEAK_NEUTRAL)
-
-
-def text_loss(logits: Tensor, texts: Texts) -> Tensor:
-    """Cross-entropy over three classes, over two where only these are known."""
-    three = F.cross_entropy(logits, texts.labels, reduction="none")
-    two = F.cross_entropy(logits[:, [0, 2]], texts.labels.clamp(0, 2) // 2, reduction="none")
-    return (torch.where(texts.binary, two, three) * texts.weights).sum() / texts.weights.sum()
-
-
-def train(module: nn.Module, size: int, loss: Callable[[Tensor], Tensor], seed: int,
-          epochs: int, learning_rate: float, decay: float, batch: int = 512) -> None:
-    """Minimise `loss(indices)` with AdamW and a one-cycle schedule."""
-    torch.manual_seed(seed)
-    steps = epochs * -(-size // batch)
-    optimiser = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1)
-    module.train()
-    for _ in range(epochs):
-        for index in torch.randperm(size).split(batch):
-            optimiser.zero_grad()
-            loss(index).backward()
-            optimiser.step()
-            schedule.step()
-    module.eval()
-
-
-def train_text(texts: Texts, seed: int) -> TextSentiment:
-    torch.manual_seed(seed)
-    model = TextSentiment(texts.inputs.shape[-1])
-
-    def loss(index: Tensor) -> Tensor:
-        part = Texts(texts.inputs[index], texts.labels[index], texts.groups, texts.weights[index],
-                     texts.binary[index])
-        return text_loss(model(part.inputs), part)
-
-    train(model, len(texts.labels), loss, seed, epochs=14, learning_rate=1e-3, decay=0.05)
-    return model
 
 
 def temperature(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
@@ -203,61 +94,46 @@ def calibration_error(p: np.ndarray, labels: np.ndarray, bins: int = 15) -> floa
     ))
 
 
-def folds(groups: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    names = np.unique(groups)
-    number = dict(zip(names, rng.permutation(len(names)) % count, strict=True))
-    fold = np.array([number[name] for name in groups])
-    for k in range(count):
-        yield fold == k
-
-
 @torch.no_grad()
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
     result: Tensor = model(inputs)
     return result
 
 
-def do_text(encoder: Encoder, data: Path, seed: int) -> tuple[TextSentiment, dict[str, Any]]:
-    """Train and measure the text model."""
-    rng = np.random.default_rng(seed)
-    spoken = meld(encoder, data / "sentiment" / "meld" / "train_sent_emo.csv")
-    dev = meld(encoder, data / "sentiment" / "meld" / "dev_sent_emo.csv")
-    reviews = mosi(encoder, data / "sentiment" / "mosi" / "transcripts.csv")
-    plain = presumed_neutral(encoder, data, rng)
-    held = next(folds(spoken.groups, 6, rng))
-    held_plain = next(folds(plain.groups, 4, rng))
-    base = spoken.take(~held) + plain.take(~held_plain)
+def do_text(data: Path, branches: Path) -> dict[str, Any]:
+    """Measure the text branch on what it did not learn from, and set its temperature."""
+    sets = sentiment_passages(data)
+    labels = {name: np.array(found) for groups in sets.values() for name, _, found in groups}
+    with np.load(branches / "sentiment.npz") as stored:
+        logits = {name: stored[name] for name in stored.files}
 
-    right = np.zeros(len(reviews.labels), dtype=bool)
-    for fold in folds(reviews.groups, 5, rng):
-        part = reviews.take(fold)
-        two = logits_of(train_text(base + reviews.take(~fold), seed), part.inputs)[:, [0, 2]]
-        right[fold] = (two.argmax(1) * 2 == part.labels).numpy()
+    def rows(kind: str, how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        names = [name for name, _, _ in sets[kind] if f"{how}/{name}" in logits]
+        return (np.concatenate([logits[f"{how}/{name}"] for name in names]),
+                np.concatenate([labels[name] for name in names]),
+                np.concatenate([np.full(len(labels[name]), name) for name in names]))
 
-    model = train_text(base + reviews, seed)
-    val = spoken.take(held)
-    sharp = temperature(logits_of(model, val.inputs), lambda x: text_loss(x, val))
-    p = (logits_of(model, dev.inputs) / sharp).softmax(1).numpy()
-    alone = dev.inputs.clone()
-    alone[:, 1:] = 0
-    labels = dev.labels.numpy()
-    single = logits_of(model, alone).argmax(1).numpy()
-    neutral = logits_of(model, plain.take(held_plain).inputs).argmax(1).numpy() == 1
-    measured = {
-        "meld_dev_f1_weighted": bootstrap(
-            dev.groups, lambda i: f1_weighted(labels[i], p.argmax(1)[i])),
-        "meld_dev_f1_weighted_no_context": bootstrap(
-            dev.groups, lambda i: f1_weighted(labels[i], single[i])),
-        "meld_dev_calibration_error": round(calibration_error(p, labels), 4),
-        "meld_val_f1_weighted": round(
-            f1_weighted(val.labels.numpy(), logits_of(model, val.inputs).argmax(1).numpy()), 4),
-        "mosi_accuracy_5_folds": bootstrap(reviews.groups, lambda i: float(right[i].mean())),
-        "plain_sentences_called_neutral": bootstrap(
-            plain.take(held_plain).groups, lambda i: float(neutral[i].mean())),
-    }
-    settings = {"width": model.linear.in_features, "hidden": model.output.in_features,
-                "temperature": round(sharp, 3), "measured": measured}
-    return model, settings
+    val, truth, _ = rows("meld_train", "with")
+    sharp = temperature(torch.from_numpy(val),
+                        lambda x: F.cross_entropy(x, torch.from_numpy(truth)))
+    measured: dict[str, Any] = {}
+    for how, tail in (("with", ""), ("alone", "_no_context")):
+        x, y, groups = rows("meld_dev", how)
+        measured[f"meld_dev_f1_weighted{tail}"] = bootstrap(
+            groups, lambda i, x=x, y=y: f1_weighted(y[i], x.argmax(1)[i]))
+        two, signs, videos = rows("mosi", how)
+        right = (two[:, 2] > two[:, 0]) == (signs == 2)
+        measured[f"mosi_accuracy_5_folds{tail}"] = bootstrap(
+            videos, lambda i, right=right: float(right[i].mean()))
+    x, y, _ = rows("meld_dev", "with")
+    p = torch.from_numpy(x / sharp).softmax(1).numpy()
+    measured["meld_dev_calibration_error"] = round(calibration_error(p, y), 4)
+    plain, _, groups = rows("plain", "with")
+    neutral = plain.argmax(1) == 1
+    measured["plain_sentences_called_neutral"] = bootstrap(
+        groups, lambda i: float(neutral[i].mean()))
+    return {"branch": asdict(SENTIMENT_BRANCH), "temperature": round(sharp, 3),
+            "measured": measured}
 
 
 def fit_picture(features: Tensor, target: Tensor, penalty: float) -> PictureSentiment:
@@ -345,6 +221,7 @@ def report(settings: dict[str, Any]) -> str:
              text["meld_dev_f1_weighted_no_context"], "–"),
             ("MELD dev, expected calibration error", text["meld_dev_calibration_error"], "–"),
             ("MOSI, positive or negative, accuracy", text["mosi_accuracy_5_folds"], "0.78"),
+            ("MOSI, each utterance by itself", text["mosi_accuracy_5_folds_no_context"], "–"),
             ("sentences of lectures and cooking videos called neutral",
              text["plain_sentences_called_neutral"], "–"),
             (f"Flickr8k val, AUROC of positive ({positive} of {negative + neutral + positive})",
@@ -364,10 +241,12 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, default=Path("docs/tasks/sentiment.md"))
+    parser.add_argument("--branches", type=Path, default=Path(".cache/branches"),
+                        help="what branches.py wrote")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     encoder = Encoder(arguments.cache, arguments.model)
-    text, text_settings = do_text(encoder, arguments.data, arguments.seed)
+    text_settings = do_text(arguments.data, arguments.branches)
     picture, picture_settings = do_picture(encoder, arguments.data)
     settings = {
         "task": "sentiment", "model": encoder.model_name,
@@ -375,7 +254,7 @@ def main() -> None:
         "text": text_settings, "picture": picture_settings,
         "trained_on": {"text": ["MELD", "MOSI", "VT-SSum", "YouCook2"], "picture": ["Flickr8k"]},
     }
-    tensors = {f"text.{name}": value for name, value in text.state_dict().items()}
+    tensors = branch_tensors(arguments.branches / "sentiment.safetensors", "text.")
     tensors |= {f"picture.{name}": value for name, value in picture.state_dict().items()}
     save_head(arguments.out, tensors, settings)
     replace_block(arguments.docs, report(settings))

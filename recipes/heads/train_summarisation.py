@@ -4,17 +4,16 @@
         --out plugins/vbkit_summarisation/weights
 
 Data: VT-SSum (Lv et al., 2021), lecture passages whose summary sentences are those that the slides
-repeat. Its dev part, other lectures, is split by lecture: one half chooses and calibrates, the
-other gives the numbers. The logistic functions of the vocabulary are fitted on Flickr8k's training
-captions and ImageNet pictures, and checked on Flickr8k's validation part.
+repeat; `branches.py` trains the selector. VT-SSum's dev part, other lectures, is split by lecture:
+one half calibrates, the other gives the numbers. The logistic functions of the vocabulary are
+fitted on Flickr8k's training captions and ImageNet pictures, and checked on Flickr8k's validation
+part.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
-import gzip
 import json
 import sys
 import zlib
@@ -29,105 +28,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from branches import SUMMARISATION_BRANCH, branch_tensors, vtssum
 from encode import Encoder
 
 from vbkit.heads import save_head
-from vbkit_summarisation.selector import Selector, SelectorConfig, place_features
-from vbkit_summarisation.text import rarities, text_features, words
+from vbkit_summarisation.selector import SelectorConfig
+from vbkit_summarisation.text import rarities, words
 from vbkit_summarisation.visual import Concepts, load_phrases
 
 CONFIG = SelectorConfig()
 PRIOR = 0.05
 """How common a phrase of the vocabulary is taken to be, at most, before a picture is seen."""
 
-Passage = tuple[Tensor, Tensor, Tensor]  # embeddings (S, D), plain features (S, P), selected (S,)
-
-
-def rows_of(data: Path, part: str) -> list[dict[str, Any]]:
-    """Passages of one part of VT-SSum."""
-    with gzip.open(data / "vtssum" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def passages(encoder: Encoder, rows: list[dict[str, Any]], rarity: dict[str, float],
-             longest: int) -> list[Passage]:
-    """Encode passages; of long ones the first `longest` sentences, if any of these is selected."""
-    kept = [(row["text"][:longest], [i for i in row["selected"] if i < longest]) for row in rows]
-    kept = [(texts, selected) for texts, selected in kept if selected]
-    vectors = torch.from_numpy(encoder.text_embeddings([t for texts, _ in kept for t in texts]))
-    out, at = [], 0
-    for texts, selected in kept:
-        part = vectors[at: at + len(texts)]
-        at += len(texts)
-        target = torch.zeros(len(texts))
-        target[selected] = 1
-        plain = torch.cat([torch.from_numpy(text_features(texts, rarity)), place_features(part)], 1)
-        out.append((part, plain, target))
-    return out
-
-
-def padded(items: list[Passage]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A batch: embeddings, plain features, targets and the mask of what is there."""
-    stacked = [torch.nn.utils.rnn.pad_sequence([item[k] for item in items], batch_first=True)
-               for k in range(3)]
-    lengths = torch.tensor([len(item[0]) for item in items])
-    mask = torch.arange(stacked[0].shape[1]) < lengths[:, None]
-    return stacked[0], stacked[1], stacked[2], mask
-
-
-def train(items: list[Passage], seed: int, epochs: int, dropout: float, rate: float = 1.5e-3,
-          decay: float = 0.05, size: int = 32) -> Selector:
-    """Binary cross-entropy, with a listwise term; weights are a mean over the last steps."""
-    torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
-    model = Selector(SelectorConfig(**{**asdict(CONFIG), "dropout": dropout}))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
-    steps = epochs * -(-len(items) // size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1,
-                                                   pct_start=0.1)
-    mean: dict[str, Tensor] | None = None
-    step = 0
-    for _ in range(epochs):
-        model.train()
-        order = random.permutation(len(items))
-        batches: list[np.ndarray] = []
-        for start in range(0, len(order), 20 * size):  # alike in length, so that padding is little
-            part = order[start: start + 20 * size]
-            part = part[np.argsort([len(items[i][0]) for i in part], kind="stable")]
-            batches += [part[k: k + size] for k in range(0, len(part), size)]
-        for k in random.permutation(len(batches)):
-            embeddings, plain, target, mask = padded([items[i] for i in batches[k]])
-            logits = model(embeddings, plain, mask)
-            each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-            listwise = -(target * logits.masked_fill(~mask, -1e4).log_softmax(1)).sum(1)
-            value = (each * mask).sum() / mask.sum() + 0.3 * (listwise / target.sum(1)).mean()
-            optimizer.zero_grad()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if step > 0.6 * steps:
-                state = model.state_dict()
-                if mean is None:
-                    mean = copy.deepcopy(state)
-                for name, tensor in mean.items():
-                    tensor += (state[name] - tensor) * 0.02
-    if mean is not None:
-        model.load_state_dict(mean)
-    return model.eval()
-
-
-@torch.no_grad()
-def predict(model: Selector, items: list[Passage]) -> list[Tensor]:
-    """Logits of each passage."""
-    out: list[Tensor] = []
-    for start in range(0, len(items), 64):
-        part = items[start: start + 64]
-        embeddings, plain, _, mask = padded(part)
-        logits = model(embeddings, plain, mask)
-        out += [logits[k, : len(item[0])] for k, item in enumerate(part)]
-    return out
+Passage = tuple[list[str], Tensor]  # sentences, selected (S,)
 
 
 def top_k(scores: list[Tensor], items: list[Passage], k: int) -> dict[str, float]:
@@ -136,7 +49,7 @@ def top_k(scores: list[Tensor], items: list[Passage], k: int) -> dict[str, float
     Precision and recall are means over passages, F1 is made of these means.
     """
     precision, recall = [], []
-    for score, (_, _, target) in zip(scores, items, strict=True):
+    for score, (_, target) in zip(scores, items, strict=True):
         hits = float(target[score.argsort(descending=True, stable=True)[:k]].sum())
         precision.append(hits / k)
         recall.append(hits / float(target.sum()))
@@ -272,62 +185,60 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(".cache/heads"))
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--passages", type=int, default=10000, help="training passages")
-    parser.add_argument("--held-out", type=int, default=1500, help="passages of the dev part")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--curve", action="store_true", help="also a learning curve in passages")
+    parser.add_argument("--branches", type=Path, default=Path(".cache/branches"),
+                        help="what branches.py wrote")
     arguments = parser.parse_args()
     run(Encoder(arguments.cache, arguments.model), arguments)
 
 
 def run(encoder: Encoder, arguments: argparse.Namespace) -> None:
-    """Train, evaluate, calibrate and write the head; prints the numbers as JSON."""
+    """Measure, calibrate and write the head; prints the numbers as JSON."""
     data, seed = arguments.data, arguments.seed
-    random = np.random.default_rng(0)
-    training, dev = rows_of(data, "train"), rows_of(data, "dev")
-    rarity = rarities([row["text"] for row in training])
-    training = [row for row in training if len(row["text"]) <= 120 and row["selected"]]
-    dev = [row for row in dev if len(row["text"]) <= 120 and row["selected"]]
-    training = [training[i] for i in random.permutation(len(training))[: arguments.passages]]
-    dev = [dev[i] for i in random.permutation(len(dev))[: arguments.held_out]]
-    lectures = [row["id"].split("/clip_")[0] for row in dev]
+    rarity = rarities([row["text"] for row in vtssum(data, "train")])
+    with np.load(arguments.branches / "summarisation-all.npz") as stored:
+        ids = stored["ids"].tolist()
+        parts_of = np.split(stored["logits"], np.cumsum(stored["lengths"])[:-1])
+    dev = {row["id"]: row for row in vtssum(data, "dev")}
+    items: list[Passage] = []
+    for name in ids:
+        target = torch.zeros(len(dev[name]["text"]))
+        target[dev[name]["selected"]] = 1
+        items.append((dev[name]["text"], target))
+    logits = [torch.from_numpy(part.astype(np.float32)) for part in parts_of]
+    lectures = [name.split("/clip_")[0] for name in ids]
     half = np.array([zlib.crc32(name.encode()) % 2 == 0 for name in lectures])
-    items = passages(encoder, training, rarity, 48)
-    held = passages(encoder, dev, rarity, 120)
-    tune = [held[i] for i in np.flatnonzero(half)]
-    test = [held[i] for i in np.flatnonzero(~half)]
+
+    def chosen(mask: np.ndarray) -> tuple[list[Passage], list[Tensor]]:
+        return ([items[i] for i in np.flatnonzero(mask)],
+                [logits[i] for i in np.flatnonzero(mask)])
+
+    tune, before = chosen(half)
+    test, scores = chosen(~half)
     groups = [lectures[i] for i in np.flatnonzero(~half)]
-    curve = {}
-    for share in (0.05, 0.2, 0.5) if arguments.curve else ():
-        few = items[: int(share * len(items))]
-        model = train(few, seed, min(30, int(arguments.epochs / share**0.5)), arguments.dropout)
-        curve[len(few)] = top_k(predict(model, test), test, 3)["f1"]
-    model = train(items, seed, arguments.epochs, arguments.dropout)
-    scores = predict(model, test)
-    before = predict(model, tune)
-    slope, bias = logistic(torch.cat(before), torch.cat([target for _, _, target in tune]))
+    slope, bias = logistic(torch.cat(before), torch.cat([target for _, target in tune]))
     p = torch.sigmoid(torch.cat(scores) * slope + bias).numpy()
-    y = torch.cat([target for _, _, target in test]).numpy()
+    y = torch.cat([target for _, target in test]).numpy()
     parts = np.array_split(np.argsort(p, kind="stable"), 10)
     numbers: dict[str, Any] = {
-        "passages": {"train": len(items), "tune": len(tune), "test": len(test)},
+        "passages": {"tune": len(tune), "test": len(test)},
         "top3": top_k(scores, test, 3), "top3_f1_interval": interval(scores, test, groups, 3),
         "top5": top_k(scores, test, 5), "top3_tune": top_k(before, tune, 3),
         "lead3": top_k([-torch.arange(len(item[0])).float() for item in test], test, 3),
-        "oracle3": top_k([item[2] for item in test], test, 3),
+        "oracle3": top_k([item[1] for item in test], test, 3),
         "ece": round(float(sum(len(q) * abs(p[q].mean() - y[q].mean()) for q in parts) / len(p)),
                      4),
-        "learning_curve": curve,
     }
     tensors, names, shown = concepts(encoder, data)
     numbers["concepts"] = shown
-    tensors |= {f"selector.{name}": value for name, value in model.state_dict().items()}
+    trained = branch_tensors(arguments.branches / "summarisation-all.safetensors", "")
+    tensors |= {name if name.startswith("branch.") else f"selector.{name}": value
+                for name, value in trained.items()}
     tensors["rarity"] = torch.tensor(list(rarity.values()))
     save_head(arguments.out, tensors, {
         "model": encoder.model_name,
         "model_fingerprint": encoder.fingerprint("summarisation"), "language": "en",
-        "selector": asdict(CONFIG), "stems": list(rarity), "concepts": names,
+        "selector": asdict(CONFIG), "branch": asdict(SUMMARISATION_BRANCH),
+        "stems": list(rarity), "concepts": names,
         "calibration": [round(slope, 5), round(bias, 5)], "validation": numbers, "seed": seed,
         "data": "VT-SSum (CC BY-NC-ND 4.0), Flickr8k (research use), ImageNet sample (research "
                 "use)",

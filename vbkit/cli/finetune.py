@@ -25,6 +25,11 @@ __all__ = ["finetune"]
               help="A head to go on from.  [default: the shipped one, if any]")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the videos, at most.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
+@click.option("--unfreeze", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="Upper layers of the head's own branch of the encoder that learn, too.")
+@click.option("--word-dropout", type=click.FloatRange(0, 1, max_open=True), default=0.05,
+              show_default=True, help="Share of words left out at random, with --unfreeze.")
+@click.option("--resume", is_flag=True, help="Go on with a training that was cut short in --out.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def finetune(
     task: str,
@@ -41,6 +46,9 @@ def finetune(
     cache: Path | None,
     epochs: int | None,
     learning_rate: float | None,
+    unfreeze: int,
+    word_dropout: float,
+    resume: bool,
     seed: int,
 ) -> int:
     """Train a task's head on labelled videos; print how well it does as one JSON object.
@@ -71,8 +79,9 @@ def finetune(
             Engine(model, device, precision=precision, cache=cache,
                    options=speech_options(task, assignments)), task, manifest, out, val=val,
             val_share=val_share, head=head, options=task_options(task, assignments),
-            transcript=transcript,
-            fit=FitOptions(seed=seed, epochs=epochs, learning_rate=learning_rate, logged=say),
+            transcript=transcript, resume=resume,
+            fit=FitOptions(seed=seed, epochs=epochs, learning_rate=learning_rate,
+                           unfreeze=unfreeze, word_dropout=word_dropout, logged=say),
             progress=lambda done, total, video_id, ok: reporter(
                 Progress(done, total, video_id, "ok" if ok else "failed")))
     for failure in result.failures:

@@ -22,9 +22,6 @@ __all__ = ["Passage", "SegmentClassifier"]
 
 _PASSAGES = 16
 """Passages in a batch of training."""
-_SHORTER = 0.4
-"""How often a run of segments is cut out of a passage in training, so that little context is an
-ordinary input."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class SegmentClassifier(nn.Module):
 
     def fit(self, train: Sequence[Passage], val: Sequence[Passage],
             loss: Callable[[Tensor, Tensor], Tensor], options: FitOptions, *,
-            epochs: int = 12) -> None:
+            epochs: int = 12, shorter: float = 0.4) -> None:
         """Learn from passages, and be ready to be used with what was learnt.
 
         With `options.unfreeze` the branch learns too, from words of which some are left out.
@@ -108,6 +105,8 @@ class SegmentClassifier(nn.Module):
             loss: of logits (S, outputs) and targets (S, …).
             options: how.
             epochs: passes, where `options` says none.
+            shorter: how often only a few segments of a passage are read, so that little context
+                is an ordinary input; for a branch that learns.
 
         Raises:
             ModelError: the branch has fewer layers than `options.unfreeze` says.
@@ -141,7 +140,7 @@ class SegmentClassifier(nn.Module):
                             torch.cat([targets["train"][i] for i in chosen]))
             cut, wanted = [], []
             for i in chosen:
-                first, last = _run(len(ids["train"][i]), random)
+                first, last = _run(len(ids["train"][i]), shorter, random)
                 cut.append([dropped(row, options.word_dropout, random)
                             for row in ids["train"][i][first:last]])
                 wanted.append(targets["train"][i][first:last])
@@ -166,9 +165,9 @@ class SegmentClassifier(nn.Module):
         self.eval().requires_grad_(False)
 
 
-def _run(count: int, random: np.random.Generator) -> tuple[int, int]:
+def _run(count: int, shorter: float, random: np.random.Generator) -> tuple[int, int]:
     """All of `count` segments, or at random a few that follow each other."""
-    if count < 2 or random.random() >= _SHORTER:
+    if count < 2 or random.random() >= shorter:
         return 0, count
     first = int(random.integers(count))
     return first, min(count, first + int(random.choice([1, 1, 2, 4])))

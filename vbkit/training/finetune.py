@@ -3,6 +3,8 @@
     OUT/head.safetensors, OUT/head.json   what `vbkit run --head TASK=OUT` loads
     OUT/finetune.json                     what it was trained on, and how well it does
     OUT/tensorboard/                      its losses, where TensorBoard is installed
+    OUT/checkpoint/                       while it trains: what a training that is cut short
+                                          goes on from
 
 The videos are encoded once, into the feature cache; a head is trained on outputs of the encoder.
 """
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["FINETUNE_FILE", "FinetuneResult", "finetune", "split_videos"]
 
 FINETUNE_FILE = "finetune.json"
+CHECKPOINTS = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def finetune(
     options: Mapping[str, Any] | None = None,
     fit: FitOptions | None = None,
     transcript: str | Path = "auto",
+    resume: bool = False,
     progress: Callable[[int, int, str, bool], None] = lambda done, total, video_id, ok: None,
 ) -> FinetuneResult:
     """Train a task's head, measure it on videos that it did not learn from, and save it.
@@ -92,6 +96,7 @@ def finetune(
         options: of the task, by name.
         fit: how to train.
         transcript: `"auto"`, `"none"`, or a path.
+        resume: go on from the checkpoint of a training that was cut short in `out`, if any.
         progress: called after each video that was read with how many are done, how many there
             are, its id, and whether it could be read.
 
@@ -106,8 +111,7 @@ def finetune(
     check_capability(spec, "finetune")
     fit = fit if fit is not None else FitOptions()
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} holds something already; name another folder")
+    check_folder(folder, resume)
     labelled = read_labelled(manifest, spec.labels)
     if val is not None:
         held = read_labelled(val, spec.labels)
@@ -137,7 +141,7 @@ def finetune(
         encoded = time.perf_counter()
         torch.manual_seed(fit.seed)
         with torch.enable_grad(), _drawn(fit, folder) as told_too:
-            ready.fit(parts[0], parts[1], told_too)
+            ready.fit(parts[0], parts[1], replace(told_too, checkpoint=folder / CHECKPOINTS))
         trained = time.perf_counter()
         with torch.no_grad():
             metrics = ready.evaluate(parts[1]) if "evaluate" in spec.capabilities else {}
@@ -146,6 +150,7 @@ def finetune(
             {"encode": encoded - began, "train": trained - encoded}, tuple(failures))
         try:
             ready.save_pretrained(folder)
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             (folder / FINETUNE_FILE).write_text(json.dumps({
                 **result.as_dict(), "manifest": str(manifest), "model": engine.bundle.name,
                 "seed": fit.seed, "validation": [each.video_id for each in parts[1]],
@@ -157,11 +162,28 @@ def finetune(
     return result
 
 
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise unless a head can be written into a folder.
+
+    Raises:
+        UsageError: it holds something, or a training that was cut short and is not to go on.
+    """
+    if not folder.exists():
+        return
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if CHECKPOINTS in held and held <= {CHECKPOINTS, "tensorboard"}:
+        if not resume:
+            raise UsageError(f"{folder} holds a training that was cut short; go on with it by "
+                             "--resume, or name another folder")
+    elif held:
+        raise UsageError(f"{folder} holds something already; name another folder")
+
+
 @contextmanager
 def _drawn(fit: FitOptions, folder: Path) -> Iterator[FitOptions]:
     """The same options, with what is logged drawn by TensorBoard too, where it is installed.
 
-    Nothing is left of a training that failed.
+    Nothing is left of a training that failed, apart from its checkpoint.
     """
     if find_spec("tensorboard") is None:
         yield fit
@@ -185,7 +207,8 @@ def _drawn(fit: FitOptions, folder: Path) -> Iterator[FitOptions]:
     except BaseException:
         if writer is not None:
             writer.close()
-            shutil.rmtree(folder / "tensorboard" if existed else folder, ignore_errors=True)
+            if not (folder / CHECKPOINTS).exists():
+                shutil.rmtree(folder / "tensorboard" if existed else folder, ignore_errors=True)
         raise
     if writer is not None:
         writer.close()
