@@ -25,6 +25,7 @@ import torch
 from vbkit.engine.bundle import Bundle
 from vbkit.engine.pipeline import Encoded, Pipeline, Prepared, Request
 from vbkit.errors import PluginError, SchemaError, VbkitError
+from vbkit.explanations import check_explanations
 from vbkit.features import Features
 from vbkit.heads import Head, HeadContext
 from vbkit.options import options_json
@@ -135,6 +136,22 @@ class HeadRunner:
                               f"not declare; declared are {', '.join(known)}")
         return {name: schema.conform(tables[name]) if name in tables else schema.empty()
                 for name, schema in known.items()}
+
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """What made rows of one of the task's tables, checked against `EXPLANATIONS`.
+
+        Args:
+            features: at least what the task's `needs` and `explain_needs` name.
+            rows: of one video, as `Head.explain` takes them.
+
+        Raises:
+            Exception: whatever the head raises.
+            SchemaError: its table breaks the schema.
+        """
+        head = self.ready()
+        given = features.restrict(self.spec.needs | self.spec.explain_needs)
+        with torch.no_grad():
+            return check_explanations(head.explain(given, rows), rows)
 
     def ready(self) -> Head:
         """The head, set up.
