@@ -17,8 +17,8 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 from vbkit.errors import FeatureError, SchemaError
 from vbkit.features import Features
@@ -44,6 +44,7 @@ __all__ = [
     "explain_text",
     "explanations_frame",
     "hide",
+    "part",
     "segment_pieces",
     "word_pieces",
     "word_spans",
@@ -71,6 +72,9 @@ _WORD = re.compile(
     "[\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff]"
     "|[^\\s\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff]+")
 _CONTEXTUAL = frozenset({"segment_hidden", "tokens", "token_hidden"})
+_BY_SEGMENT = ("segments", "segment_times", "segment_embeddings", "segment_hidden", "tokens",
+               "token_hidden")
+_BY_CLIP = ("clip_times", "clip_features", "visual_words", "clip_embeddings", "clip_hidden")
 _UNKNOWN = frozenset({"pooled", "joint", "generate", "frames"})
 
 
@@ -110,6 +114,10 @@ class Piece:
     def indices(self) -> range:
         """Of its clips, or segments."""
         return range(self.first, self.last + 1)
+
+    def moved(self, places: Sequence[int]) -> Piece:
+        """The same piece where its clips, or segments, are those of `places`, as after `part`."""
+        return replace(self, first=places[self.first], last=places[self.last])
 
 
 @dataclass(frozen=True)
@@ -321,6 +329,28 @@ def _grouped(indices: Sequence[int], most: int) -> list[tuple[int, int]]:
 # Hiding
 
 
+def part(features: Features, *, segments: Sequence[int] | None = None,
+         clips: Sequence[int] | None = None) -> Features:
+    """A video of some of the segments and clips, for a row that depends on no others.
+
+    Their indices are then counted anew; `Piece.moved` counts them as before.
+
+    Args:
+        features: the whole.
+        segments, clips: indices to keep, in order; None keeps all.
+    """
+    out = {name: getattr(features, name) for name in features.available - _UNKNOWN}
+    for names, kept in ((_BY_SEGMENT, segments), (_BY_CLIP, clips)):
+        for name in names if kept is not None else ():
+            if name in out:
+                assert kept is not None
+                whole = out[name]
+                out[name] = [whole[i] for i in kept] if isinstance(whole, list) else (
+                    whole[list(kept)])
+    return _Hidden(features.video_id, out, info=features.info, language=features.language,
+                   questions=features.questions, keyframe_times=features.keyframe_times)
+
+
 def hide(features: Features, pieces: Iterable[Piece]) -> Features:
     """The same video with some evidence hidden.
 
@@ -342,7 +372,7 @@ def hide(features: Features, pieces: Iterable[Piece]) -> Features:
     Raises:
         FeatureError: words cannot be hidden in these outputs.
     """
-    return _hidden(features, [list(pieces)])[0]
+    return _Variants(features, [list(pieces)])[0]
 
 
 def explain_pieces(
@@ -367,7 +397,7 @@ def explain_pieces(
         FeatureError: as `hide`, or a score is not finite.
     """
     def scores(shown: Tensor) -> Tensor | Sequence[float]:
-        return score(_hidden(features, [
+        return score(_Variants(features, [
             [piece for piece, kept in zip(pieces, row, strict=True) if not kept]
             for row in shown.tolist()]))
 
@@ -384,29 +414,49 @@ class _Hidden(Features):
         return super().__getattr__(name)
 
 
-def _hidden(features: Features, variants: Sequence[Sequence[Piece]]) -> list[Features]:
-    """Variants of `features`; the texts of all of them are encoded together."""
-    outputs = {name: getattr(features, name) for name in features.available - _UNKNOWN}
-    texts = [_texts(outputs.get("segments", []), pieces) for pieces in variants]
-    fresh: dict[str, Tensor] = {}
-    if "segments" in outputs:
-        old = outputs["segments"]
-        new = list(dict.fromkeys(
-            text for row in texts for text, was in zip(row, old, strict=True)
-            if text != was and text))
-        contextual = sorted(_CONTEXTUAL & set(outputs))
-        if new and contextual:
+class _Variants(Sequence[Features]):
+    """Variants of a video, each made when it is asked for: long videos are large.
+
+    The texts of all of them are encoded together, once.
+    """
+
+    def __init__(self, features: Features, hidden: Sequence[Sequence[Piece]]) -> None:
+        self.features = features
+        self.hidden = hidden
+        self.outputs = {name: getattr(features, name)
+                        for name in features.available - _UNKNOWN}
+        old = self.outputs.get("segments", [])
+        self.texts = [_texts(old, pieces) for pieces in hidden]
+        new = list(dict.fromkeys(text for row in self.texts
+                                 for text, was in zip(row, old, strict=True)
+                                 if text != was and text))
+        self.fresh: dict[str, Tensor] = {}
+        if not new:
+            return
+        contextual = sorted(_CONTEXTUAL & set(self.outputs))
+        if contextual:
             raise FeatureError(f"words cannot be hidden in {contextual[0]}, which was made when "
                                "the whole text was read; hide segments, or restrict the features")
-        if new and "segment_embeddings" in outputs:
-            if "encode_text" not in outputs:
+        if "segment_embeddings" in self.outputs:
+            if "encode_text" not in self.outputs:
                 raise FeatureError("to hide words, texts have to be encoded anew: add encode_text "
                                    "to explain_needs")
-            fresh = dict(zip(new, outputs["encode_text"](new), strict=True))
-    return [_Hidden(features.video_id, _variant(outputs, pieces, row, fresh), info=features.info,
-                    language=features.language, questions=features.questions,
-                    keyframe_times=features.keyframe_times, error=features.error)
-            for pieces, row in zip(variants, texts, strict=True)]
+            self.fresh = dict(zip(new, self.outputs["encode_text"](new), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @overload
+    def __getitem__(self, index: int) -> Features: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Features]: ...
+    def __getitem__(self, index: int | slice) -> Features | list[Features]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        outputs = _variant(self.outputs, self.hidden[index], self.texts[index], self.fresh)
+        features = self.features
+        return _Hidden(features.video_id, outputs, info=features.info, language=features.language,
+                       questions=features.questions, keyframe_times=features.keyframe_times)
 
 
 def _texts(segments: Sequence[str], pieces: Sequence[Piece]) -> list[str]:
@@ -448,8 +498,7 @@ def _variant(outputs: Mapping[str, Any], pieces: Sequence[Piece], texts: list[st
                 out[name] = [row[:0] if i in silent else row for i, row in enumerate(out[name])]
     gone = {index for piece in pieces if piece.kind == "clip" for index in piece.indices}
     if gone:
-        for name in ("clip_times", "clip_features", "visual_words", "clip_embeddings",
-                     "clip_hidden"):
+        for name in _BY_CLIP:
             if name in out:
                 out[name] = out[name][[i for i in range(len(out[name])) if i not in gone]]
     return out

@@ -6,7 +6,7 @@ Nothing is decoded and no source file is opened where the cache holds what is ne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ from vbkit.errors import StoreError, UsageError
 from vbkit.features import Features
 from vbkit.media.types import Segment, Transcript
 from vbkit.sources import Source
-from vbkit.store import load_table
+from vbkit.store import ResultStore, load_table
 
 if TYPE_CHECKING:
     from vbkit.engine.engine import Engine
+    from vbkit.engine.run import HeadRunner
 
 __all__ = ["Library", "last_run"]
 
@@ -75,24 +76,33 @@ class Library:
         self.missing: list[str] = []
 
     def features(
-        self, needs: frozenset[str], questions: tuple[str, ...] = ()
+        self, needs: frozenset[str], questions: tuple[str, ...] = (),
+        videos: Collection[str] | None = None,
     ) -> Iterator[Features]:
-        """The features of every video that was encoded; the others are named in `missing`."""
+        """The features of every video that was encoded; the others are named in `missing`.
+
+        Args:
+            needs: names of outputs.
+            questions: handed on as `features.questions`.
+            videos: only these.
+        """
         from vbkit.engine.cache import FeatureCache
 
         assert self.cache is not None
         cache = FeatureCache(self.cache)
         pipeline = self.engine.pipeline(cache, keyframes=False)
         requests = [Request(prepared, needs, questions)
-                    for prepared in self._prepared() if self._at_hand(cache, prepared)]
+                    for prepared in self._prepared(videos) if self._at_hand(cache, prepared)]
         for encoded in pipeline.encode(requests):
             if encoded.features.error is None:
                 yield encoded.features.restrict(needs)
 
-    def _prepared(self) -> Iterator[Prepared]:
-        videos = load_table(self.out, "videos", columns=[
-            "video_id", "path", "content_id", "status", "width", "transcript_source", "language"])
-        segments = load_table(self.out, "segments")
+    def _prepared(self, only: Collection[str] | None = None) -> Iterator[Prepared]:
+        where = None if only is None else {"video_id": list(only)}
+        videos = load_table(self.out, "videos", [
+            "video_id", "path", "content_id", "status", "width", "transcript_source", "language",
+        ], where)
+        segments = load_table(self.out, "segments", where=where)
         spoken = {str(video_id): rows for video_id, rows in segments.groupby("video_id")}
         for row in videos.to_dict("records"):
             if row["status"] == "failed":
@@ -116,6 +126,13 @@ class Library:
         if not here:
             self.missing.append(prepared.source.video_id)
         return here
+
+    def is_current(self, runner: HeadRunner, table: str, video_id: str) -> bool:
+        """Whether a video's rows in a table are what a task would write now."""
+        written = ResultStore(self.out).fingerprint(table, video_id)
+        return written is None or any(
+            written == runner.row_fingerprint(self.engine.bundle, prepared)
+            for prepared in self._prepared([video_id]))
 
     def search(self, text: str, limit: int = 10) -> pd.DataFrame:
         """The moments nearest to `text` in the space that video and text share.

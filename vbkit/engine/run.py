@@ -33,6 +33,7 @@ from vbkit.plugins import PluginManager, strict
 from vbkit.runs import Failure, RunInfo, RunReport
 from vbkit.specs import TaskSpec, load_object
 from vbkit.store import ResultStore, list_tables
+from vbkit.store.explained import forget_explanations
 from vbkit.tables import CORE_TABLES, TableSchema
 
 if TYPE_CHECKING:
@@ -106,6 +107,10 @@ class HeadRunner:
                             _folder_digest(self.context.head_path),
                             bundle.fingerprint_of(self.spec.needs),
                             bundle.visual_key])
+
+    def row_fingerprint(self, bundle: Bundle, prepared: Prepared) -> str:
+        """Of all that its rows of one input depend on."""
+        return row_fingerprint(self.identity(bundle), prepared)
 
     def predict(self, features: Features,
                 questions: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
@@ -334,8 +339,7 @@ class Runner:
         return _Todo(tuple(tasks), questions, core, kept)
 
     def _row_fingerprint(self, task: HeadRunner, prepared: Prepared) -> str:
-        return fingerprint([self._identities[task.spec.name], prepared.content_id,
-                            prepared.transcript_id, prepared.language])
+        return row_fingerprint(self._identities[task.spec.name], prepared)
 
     def _core_fingerprint(self, prepared: Prepared) -> str:
         return fingerprint([prepared.content_id, prepared.transcript_id, prepared.language,
@@ -382,6 +386,7 @@ class Runner:
                 "task": task.spec.name, "plugin": task.origin, "model": info.model,
                 "model_fingerprint": self.bundle.fingerprint,
                 "options": options_json(task.options),
+                "head": str(task.context.head_path.absolute()) if task.context.head_path else "",
                 "questions": json.dumps(
                     [*kept, *todo.questions[task.spec.name]] if task.by_question else []),
             }
@@ -501,6 +506,8 @@ class Runner:
         todo = encoded.request.token
         lost = [schema.name for task in todo.tasks for schema in task.spec.tables
                 if schema.name not in tables and not todo.kept.get(task.spec.name)]
+        replaced = {schema.name for task in todo.tasks for schema in task.spec.tables
+                    if not todo.kept.get(task.spec.name)}  # answers are added after kept ones
         now = _input_of(encoded.request.prepared)
         pictures = [(keyframe_name(encoded.request.prepared.content_id, moment), jpeg)
                     for moment, jpeg in encoded.keyframes]
@@ -512,6 +519,7 @@ class Runner:
                      if name not in schemas and name not in CORE_TABLES] if before != now else []
             for name in (*lost, *other):
                 store.remove(name, video_id)
+            forget_explanations(store, video_id, {*replaced, *other})
             for name, jpeg in pictures:
                 if not (store.out / name).exists():
                     store.write_file(name, jpeg)
@@ -595,6 +603,12 @@ def _input_of(prepared: Prepared) -> str:
 def fingerprint(value: Any) -> str:
     """A short hash of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def row_fingerprint(identity: str, prepared: Prepared) -> str:
+    """Of a task's rows of one input: `identity` is `HeadRunner.identity`."""
+    return fingerprint([identity, prepared.content_id, prepared.transcript_id,
+                        prepared.language])
 
 
 def _folder_digest(folder: Path | None) -> str:
