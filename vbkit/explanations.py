@@ -347,8 +347,11 @@ def part(features: Features, *, segments: Sequence[int] | None = None,
                 whole = out[name]
                 out[name] = [whole[i] for i in kept] if isinstance(whole, list) else (
                     whole[list(kept)])
-    return _Hidden(features.video_id, out, info=features.info, language=features.language,
-                   questions=features.questions, keyframe_times=features.keyframe_times)
+    found = _Hidden(features, out)
+    languages = vars(features).get("segment_languages")
+    if segments is not None and languages:
+        vars(found)["segment_languages"] = tuple(languages[i] for i in segments)
+    return found
 
 
 def hide(features: Features, pieces: Iterable[Piece]) -> Features:
@@ -405,7 +408,10 @@ def explain_pieces(
 
 
 class _Hidden(Features):
-    """Features of a video with evidence hidden."""
+    """The features of a video, with other outputs."""
+
+    def __init__(self, features: Features, outputs: Mapping[str, Any]) -> None:
+        vars(self).update(vars(features), _outputs=dict(outputs))
 
     def __getattr__(self, name: str) -> Any:
         if name in _UNKNOWN:
@@ -453,10 +459,8 @@ class _Variants(Sequence[Features]):
     def __getitem__(self, index: int | slice) -> Features | list[Features]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        outputs = _variant(self.outputs, self.hidden[index], self.texts[index], self.fresh)
-        features = self.features
-        return _Hidden(features.video_id, outputs, info=features.info, language=features.language,
-                       questions=features.questions, keyframe_times=features.keyframe_times)
+        return _Hidden(self.features, _variant(self.outputs, self.hidden[index],
+                                               self.texts[index], self.fresh))
 
 
 def _texts(segments: Sequence[str], pieces: Sequence[Piece]) -> list[str]:
