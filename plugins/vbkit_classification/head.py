@@ -14,6 +14,7 @@ from vbkit.errors import ManifestError, ModelError, UsageError
 from vbkit.evaluation.classification import classification_scores, multilabel_scores
 from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
 from vbkit_classification import CLASSIFICATION, CLASSIFICATION_CLIPS, ClassificationOptions
+from vbkit_classification.explain import explain_rows
 from vbkit_classification.model import (
     PENALTIES,
     Inputs,
@@ -78,6 +79,11 @@ class ClassificationHead(Head):
     def multi(self) -> bool:
         """Whether a video may have several labels."""
         return bool(self.settings["multi"]) if self.model is not None else self.options.multi
+
+    @property
+    def guess(self) -> float:
+        """The score of a label where there is nothing to judge by."""
+        return 0.0 if self.multi else 1 / len(self.labels)
 
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """Tables `classification` and `classification_clips` of one video."""
@@ -172,7 +178,7 @@ class ClassificationHead(Head):
             raise ManifestError(f"label {unknown[0]!r} is none of those that the head knows: "
                                 f"{', '.join(self.labels)}")
         scores = np.nan_to_num(self.scores([example.features for example in examples]),
-                               nan=0.0 if self.multi else 1 / len(self.labels))
+                               nan=self.guess)
         if self.multi:
             targets = np.array([[label in labels for label in self.labels]
                                 for _, labels in named])
@@ -182,6 +188,10 @@ class ClassificationHead(Head):
             raise ManifestError("a video has several labels, or none, but this head gives each "
                                 "video one; use -o classification.multi=true with labels by name")
         return dict(classification_scores([labels[0] for labels in single], scores, self.labels))
+
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The clips, segments and words that made labels."""
+        return explain_rows(self, features, rows)
 
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""

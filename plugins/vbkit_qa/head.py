@@ -19,6 +19,7 @@ from vbkit.evaluation.spans import Span, overlap, span_scores
 from vbkit.heads import Example, Head, HeadContext, load_head, save_head
 from vbkit_qa import QA_TABLE, QaOptions
 from vbkit_qa.calibration import Logistic, log_odds
+from vbkit_qa.explain import explain_rows
 from vbkit_qa.reader import (
     Reader,
     ReaderConfig,
@@ -149,6 +150,10 @@ class QaHead(Head):
                 f" {' '.join(words(true))} " in f" {' '.join(words(said))} "
                 for said, true in texts]))
         return metrics
+
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The segments, words or clips that made answers."""
+        return explain_rows(self, features, rows)
 
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""

@@ -21,6 +21,7 @@ from vbkit.evaluation.summaries import selection_scores, top_k_scores
 from vbkit.heads import Example, Head, HeadContext, load_head, save_head
 from vbkit_summarisation import CHAPTERS_TABLE, SEGMENTS_TABLE, SUMMARY_TABLE, SummarisationOptions
 from vbkit_summarisation.chapters import boundaries, title_of
+from vbkit_summarisation.explain import explain_rows
 from vbkit_summarisation.selector import Selector, SelectorConfig, place_features, windows
 from vbkit_summarisation.text import text_features, words
 from vbkit_summarisation.visual import Concepts, pick_clips, scenes, time_phrase
@@ -182,6 +183,10 @@ class SummarisationHead(Head):
                                 "with")
         return metrics
 
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The words, segments and clips for which segments and clips are selected."""
+        return explain_rows(self, features, rows)
+
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
         save_head(path, self.tensors, self.settings)
@@ -217,7 +222,17 @@ class SummarisationHead(Head):
         full = sum(length >= 4 for length in lengths)
         return max(1, min(n, 12, round(1.5 * math.sqrt(max(1, full) / 6) + 0.5)))
 
+    def sentences(self, features: Features) -> list[tuple[int, int]]:
+        """Runs of segments (first, past the last) that are scored as one."""
+        return sentence_units(features.segments, features.segment_times)
+
     # What is shown
+
+    def clips_shown(self, features: Features) -> list[int]:
+        """The clips that have a row of their own."""
+        if features.segments:
+            return self._silent(features)
+        return list(range(len(features.clip_times)))
 
     def _silent(self, features: Features) -> list[int]:
         """Clips in which nobody speaks, where the transcript is timed."""
