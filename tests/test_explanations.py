@@ -1,4 +1,4 @@
-"""Explanations: weights, hiding, the table, the command; and that the evidence named is evidence."""
+"""Explanations: weights, hiding, the table, the command; and whether what is named is evidence."""
 
 from __future__ import annotations
 
