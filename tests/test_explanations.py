@@ -213,7 +213,8 @@ def test_what_the_joint_encoder_mixed_cannot_be_read() -> None:
 def test_words_cannot_be_hidden_without_an_encoder() -> None:
     features = video()
     with pytest.raises(FeatureError, match="explain_needs"):
-        hide(features.restrict(features.available - {"encode_text"}), word_pieces(features, [0]))
+        hide(features.restrict(features.available - {"encode_text"}),
+             word_pieces(features, [0])[:1])
 
 
 def test_a_part_is_counted_anew() -> None:

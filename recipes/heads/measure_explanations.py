@@ -15,7 +15,6 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,8 +102,9 @@ def measure(out: str, table: str, limit: int, share: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def interval(values: np.ndarray, draw: Callable[..., Any] = np.random.default_rng(0).choice) -> str:
-    means = [draw(values, len(values)).mean() for _ in range(1000)]
+def interval(values: np.ndarray) -> str:
+    generator = np.random.default_rng(0)
+    means = [generator.choice(values, len(values)).mean() for _ in range(1000)]
     low, high = np.quantile(means, [0.025, 0.975])
     return f"{values.mean():.2f} ({low:.2f}–{high:.2f})"
 

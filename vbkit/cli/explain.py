@@ -40,7 +40,7 @@ def explain(out: str, table: str, rows: tuple[int, ...], save: bool, limit: int,
     \b
     vbkit explain results moderation 0
     """
-    from vbkit.cli.printing import print_frame, print_json, records
+    from vbkit.cli.printing import format_value, print_frame, print_json, records
     from vbkit.plugins import default_manager
 
     manager = default_manager()
@@ -68,7 +68,8 @@ def explain(out: str, table: str, rows: tuple[int, ...], save: bool, limit: int,
                     else ""
                 print_frame(
                     _readable(shown), units={"start_s": "s", "end_s": "s"},
-                    title=f"{target} {score:.3f}, without all of this {hidden:.3f}{more}")
+                    title=f"{target} {format_value(score)}, without all of this "
+                          f"{format_value(hidden)}{more}")
     if save:
         rows_saved = f"{len(found):,} row{'' if len(found) == 1 else 's'}"
         click.echo(f"vbkit: wrote {rows_saved} into {out}, table explanations", err=True)
@@ -78,8 +79,8 @@ def _what(row: pd.Series[Any]) -> str:
     """A row's values on one line, without what is NULL or says where it is."""
     from vbkit.cli.printing import format_value
 
-    named = {name: format_value(value, 60) for name, value in row.items()
-             if not _is_place(str(name))}
+    named = {name: format_value(value.item() if hasattr(value, "item") else value, 60)
+             for name, value in row.items() if not _is_place(str(name))}
     return ", ".join(f"{name} {value}" for name, value in named.items() if value != "–")
 
 
