@@ -433,11 +433,25 @@ def test_the_command_prints_saves_and_forgets(engine: vbkit.Engine, out: Path,
 
 
 @pytest.mark.usefixtures("loaded")
+def test_rows_can_be_named_by_what_they_hold(out: Path) -> None:
+    row = number(out, "sentiment", video_id="text", segment=3)
+    printed = command(str(out), "sentiment", "--where", "text LIKE '%wonderful park%'", "--json")
+    assert printed.exit_code == 0, printed.output
+    told = json.loads(printed.stdout)
+    place = row - number(out, "sentiment", video_id="text")
+    assert {(each["video_id"], each["of_row"]) for each in told} == {("text", place)}
+
+
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize(("arguments", "status", "why"), [
     (("nothing", "0"), 1, "has no table 'nothing'; there are"),
     (("moderation", "999"), 2, "has no row 999: its rows are 0 to"),
     (("videos", "0"), 2, "only rows of a task can be explained"),
     (("summarisation", "0"), 2, "does not explain rows of summarisation"),
+    (("moderation",), 2, "name rows of the table by their numbers, or by --where"),
+    (("moderation", "0", "--where", "true"), 2, "or by --where"),
+    (("moderation", "--where", "score > 2"), 2, "has no rows for which that holds"),
+    (("moderation", "--where", "size > 2"), 2, "size"),
     (("chapters", "0"), 2, "has no row 0: it has no rows"),
 ])
 def test_wrong_rows_cost_no_model(out: Path, arguments: tuple[str, ...], status: int,

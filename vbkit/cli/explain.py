@@ -19,7 +19,10 @@ __all__ = ["explain"]
 @click.command()
 @click.argument("out", metavar="OUT")
 @click.argument("table", metavar="TABLE", shell_complete=_complete_table)
-@click.argument("rows", nargs=-1, required=True, type=click.IntRange(0), metavar="ROW...")
+@click.argument("rows", nargs=-1, type=click.IntRange(0), metavar="[ROW]...")
+@click.option("--where", metavar="SQL",
+              help="Instead of ROW: all rows for which this holds, such as "
+                   "\"category = 'gun' AND score > 0.9\".")
 @click.option("--save", is_flag=True,
               help="Also write it into the table explanations of OUT, for the report.")
 @click.option("--limit", "-n", type=click.IntRange(0), default=10, show_default=True, metavar="N",
@@ -28,8 +31,8 @@ __all__ = ["explain"]
               help="A fine-tuned head.  [default: the one that wrote the rows]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @engine_options
-def explain(out: str, table: str, rows: tuple[int, ...], save: bool, limit: int,
-            head: Path | None, as_json: bool, **options: Any) -> None:
+def explain(out: str, table: str, rows: tuple[int, ...], where: str | None, save: bool,
+            limit: int, head: Path | None, as_json: bool, **options: Any) -> None:
     """Say which clips, segments and words made a row.
 
     ROW is the number of a row of TABLE in the results folder OUT, from 0, in the order of
@@ -41,8 +44,13 @@ def explain(out: str, table: str, rows: tuple[int, ...], save: bool, limit: int,
     vbkit explain results moderation 0
     """
     from vbkit.cli.printing import format_value, print_frame, print_json, records
+    from vbkit.errors import UsageError
     from vbkit.plugins import default_manager
 
+    if bool(rows) == (where is not None):
+        raise UsageError("name rows of the table by their numbers, or by --where")
+    if where is not None:
+        rows = _numbers(out, table, where)
     manager = default_manager()
     from vbkit.engine.explain import choose_rows, explain_rows
 
@@ -73,6 +81,21 @@ def explain(out: str, table: str, rows: tuple[int, ...], save: bool, limit: int,
     if save:
         rows_saved = f"{len(found):,} row{'' if len(found) == 1 else 's'}"
         click.echo(f"vbkit: wrote {rows_saved} into {out}, table explanations", err=True)
+
+
+def _numbers(out: str, table: str, where: str) -> tuple[int, ...]:
+    """Numbers of the rows for which a condition holds, from 0."""
+    from vbkit.errors import UsageError
+    from vbkit.store import load_table, query
+
+    load_table(out, table, where="false")  # says so where there is no such table
+    name = table.replace('"', '""')
+    # The line break ends a comment in `where`.
+    found = query(out, f'SELECT "row number" FROM (SELECT *, row_number() OVER () - 1 AS '
+                       f'"row number" FROM "{name}") AS "{name}" WHERE (\n{where}\n)')
+    if not len(found):
+        raise UsageError(f"{table} has no rows for which that holds")
+    return tuple(sorted(found["row number"].tolist()))
 
 
 def _what(row: pd.Series[Any]) -> str:
