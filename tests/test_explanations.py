@@ -344,14 +344,15 @@ def number(out: Path, table: str, **values: Any) -> int:
     "summarisation_segments", "classification", "classification_clips"])
 def test_every_row_with_a_score_is_explained(engine: vbkit.Engine, out: Path, table: str) -> None:
     whole = vbkit.load_table(out, table)
-    found = engine.explain(out, table, list(whole.index)[:8])
+    picked = whole.groupby("video_id").tail(1)
+    found = engine.explain(out, table, list(picked.index))
     assert set(found["of_table"]) == {table}
     scores = ["p_negative", "p_neutral", "p_positive"] if table.startswith("sentiment") else [
         "score"]
     place = whole.groupby("video_id").cumcount()
-    for index, row in whole[:8].iterrows():
+    for index, row in picked.iterrows():
         own = found[(found["video_id"] == row["video_id"]) & (found["of_row"] == place[index])]
-        if row[scores].isna().all() or row.get("answer", "") is pd.NA:
+        if row[scores].isna().all():
             assert not len(own)
             continue
         # The score that is explained is that of the row.

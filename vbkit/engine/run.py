@@ -551,6 +551,7 @@ class Runner:
         if self.store is not None:
             return StoredTables(self.store.out)
         schemas = {**CORE_TABLES, **{s.name: s for t in self.tasks for s in t.spec.tables}}
+        del schemas["explanations"]  # no run writes them
         out = {}
         for name, schema in schemas.items():
             parts = [frame for frame in self._memory[name] if len(frame)]
