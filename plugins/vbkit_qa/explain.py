@@ -20,7 +20,6 @@ from vbkit.explanations import (
     segment_pieces,
     word_pieces,
 )
-from vbkit_qa import QA_TABLE
 
 if TYPE_CHECKING:
     from vbkit.features import Features
@@ -51,8 +50,7 @@ def explain_rows(head: QaHead, features: Features, rows: pd.DataFrame) -> pd.Dat
         if pd.isna(row["modality"]):
             continue
         explain = _said if row["modality"] == "text" else _seen
-        found += explain(asking, features.restrict(features.available, [row["question"]]),
-                         int(index), row)
+        found += explain(asking, features, int(index), row)
     return explanations_frame(features, rows.attrs["table"], found)
 
 
@@ -62,7 +60,7 @@ def _said(head: QaHead, features: Features, index: int,
     said = part(features, clips=[])
 
     def score(variants: Sequence[Features]) -> list[float]:
-        return [_best(head, each, answer) for each in variants]
+        return [_read(head, row["question"], each, answer) for each in variants]
 
     near, rest = _around(answer, len(features.segments))
     kinds: list[list[Piece]] = [
@@ -74,16 +72,12 @@ def _said(head: QaHead, features: Features, index: int,
             for pieces in kinds if pieces]
 
 
-def _best(head: QaHead, features: Features, answer: range) -> float:
-    table = head.predict(features)[QA_TABLE.name]
-    table = table[table["modality"] == "text"]
-    shared = table[(table["first_segment"] < answer.stop)
-                   & (table["last_segment"] >= answer.start)]
-    # An answer in which nothing is left is none.
-    scores = [score for score, first, last in zip(
-        shared["score"], shared["first_segment"], shared["last_segment"], strict=True)
-        if any(features.segments[i].strip() for i in answer if first <= i <= last)]
-    return float(max(scores, default=0.0))
+def _read(head: QaHead, question: str, features: Features, answer: range) -> float:
+    # An answer that has nothing in common with this one but silence is another.
+    left = [i for i in answer if features.segments[i].strip()]
+    return max((row["score"] for row in head.found_in("text", question, features)
+                if any(row["first_segment"] <= i <= row["last_segment"] for i in left)),
+               default=0.0)
 
 
 def _seen(head: QaHead, features: Features, index: int,
@@ -93,21 +87,20 @@ def _seen(head: QaHead, features: Features, index: int,
     near, rest = _around(range(moment[0], moment[-1] + 1), len(features.clip_times))
 
     def score(variants: Sequence[Features]) -> list[float]:
-        return [_shown(head, each, row["start_s"], row["end_s"]) for each in variants]
+        return [_looked(head, row["question"], each, row["start_s"], row["end_s"])
+                for each in variants]
 
     pieces = [*clip_pieces(shown, near), *clip_pieces(shown, rest, most=12)]
     return [Explanation(index, "score", pieces,
                         explain_pieces(score, shown, pieces, evaluations=EVALUATIONS))]
 
 
-def _shown(head: QaHead, features: Features, start_s: float, end_s: float) -> float:
+def _looked(head: QaHead, question: str, features: Features, start_s: float,
+            end_s: float) -> float:
     wanted = set(clips_within(features, start_s, end_s))
-    table = head.predict(features)[QA_TABLE.name]
-    table = table[table["modality"] == "visual"]
-    scores = [score for score, start, end in zip(
-        table["score"], table["start_s"], table["end_s"], strict=True)
-        if wanted & set(clips_within(features, start, end))]
-    return float(max(scores, default=0.0))
+    return max((row["score"] for row in head.found_in("visual", question, features)
+                if wanted & set(clips_within(features, row["start_s"], row["end_s"]))),
+               default=0.0)
 
 
 def _around(answer: range, count: int) -> tuple[list[int], list[int]]:

@@ -151,6 +151,11 @@ class QaHead(Head):
                 for said, true in texts]))
         return metrics
 
+    def found_in(self, modality: str, question: str, features: Features) -> list[dict[str, Any]]:
+        """Answers from the transcript (text) or the picture (visual), as rows, in no order."""
+        part = self._read if modality == "text" else self._look
+        return part([question], features).get(question, ([], 0.0))[0]
+
     def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
         """The segments, words or clips that made answers."""
         return explain_rows(self, features, rows)

@@ -18,7 +18,6 @@ from vbkit.explanations import (
     segment_pieces,
     word_pieces,
 )
-from vbkit_summarisation import SEGMENTS_TABLE
 
 if TYPE_CHECKING:
     from vbkit.features import Features
@@ -75,9 +74,7 @@ def _score(head: SummarisationHead, features: Features, segment: int,
         return 0.0
     # A sentence goes on as long as something of it is said.
     place = segment if segment in left else left[0]
-    table = head.predict(features)[SEGMENTS_TABLE.name]
-    value = table.loc[table["segment"] == place, "score"].iloc[0]
-    return 0.0 if pd.isna(value) else float(value)
+    return head.segment_scores(features)[place] or 0.0
 
 
 def _clip(head: SummarisationHead, features: Features, index: int,

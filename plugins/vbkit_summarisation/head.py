@@ -226,6 +226,10 @@ class SummarisationHead(Head):
         """Runs of segments (first, past the last) that are scored as one."""
         return sentence_units(features.segments, features.segment_times)
 
+    def segment_scores(self, features: Features) -> list[float | None]:
+        """S probabilities of belonging in a summary; None where there is none."""
+        return [item.score for item in self._said(features)]
+
     # What is shown
 
     def clips_shown(self, features: Features) -> list[int]:
