@@ -410,7 +410,7 @@ def test_the_command_prints_saves_and_forgets(engine: vbkit.Engine, out: Path,
     row = str(number(out, "moderation", video_id="text"))
     printed = command(results, "moderation", row, "-n", "3")
     assert printed.exit_code == 0, printed.output
-    assert "category offensive" in printed.stdout
+    assert f"moderation {row}, text: category " in printed.stdout
     assert "the first 3 of" in printed.stdout
     assert any(word in printed.stdout for word in ("stupid", "idiot"))
     assert "explanations" not in vbkit.list_tables(results)
