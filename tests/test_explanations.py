@@ -496,42 +496,48 @@ def test_a_task_that_does_not_explain_says_so(engine: vbkit.Engine, out: Path,
 
 
 SAID = """
-I hated this film, it was boring and far too long.
-What a wonderful day, I am so happy that you came.
-The service was terrible and the food was cold.
-This is the best present that anybody ever gave me.
-I am so disappointed, nothing works as they promised.
-Thank you, that was a really lovely evening.
-The room was dirty and the bed was broken.
-I love how the light falls into this kitchen.
-He ruined the whole party with his awful jokes.
-She sings beautifully, and everybody enjoyed the concert.
-My back hurts and I feel miserable today.
-The new phone is fast, and the camera is amazing.
-They lied to us again, and I am furious.
-We had great fun at the beach this morning.
-The battery died after a day, what a waste of money.
-Congratulations, you did a fantastic job on this.
-It is sad that the old library was closed.
-The soup tastes delicious, please give me some more.
-I regret buying this, the quality is poor.
-Our team won the game, and the crowd was thrilled.
-The traffic was horrible and we missed the flight.
-The staff were friendly and helped us at once.
-This update is a disaster, it deletes my files.
-The garden looks gorgeous in the morning sun.
-Nobody answered, and the long wait was very annoying.
-You are a stupid worthless idiot, shut up.
-Listen, you pathetic loser, nobody likes you here.
-What a bunch of morons, they are all disgusting pigs.
-Get lost, you ugly little rat, you make me sick.
-That bitch should just shut her damn mouth.
-You are the dumbest piece of trash I ever met.
-Go to hell, you lying bastard, I hate you.
-These people are nothing but filthy animals and scum.
-Only an idiot would believe that stupid crap.
-He is a disgusting pervert and a total asshole.
-Shut the fuck up, you worthless clown.
+I hated this boring film.
+What a wonderful day.
+The service was terrible.
+This is the best present.
+I am so disappointed.
+It was a lovely evening.
+The room was dirty.
+I love the light here.
+He ruined the party.
+She sings beautifully.
+I feel miserable today.
+The camera is amazing.
+They lied, I am furious.
+We had great fun.
+What a waste of money.
+Congratulations, fantastic job.
+It is sad and lonely.
+The soup tastes delicious.
+I regret buying this.
+The crowd was thrilled.
+The traffic was horrible.
+The staff were friendly.
+This update is a disaster.
+The garden looks gorgeous.
+The wait was very annoying.
+I am happy for you.
+The food was cold and awful.
+Thank you, this is great.
+This broken phone is useless.
+Such a beautiful song.
+You stupid worthless idiot.
+Shut up, you pathetic loser.
+They are disgusting pigs.
+Get lost, you ugly rat.
+That bitch should shut up.
+You dumb piece of trash.
+Go to hell, you bastard.
+They are animals and scum.
+Only idiots believe this crap.
+He is a total asshole.
+Shut the fuck up, clown.
+You make me sick, moron.
 """.strip().splitlines()
 
 
