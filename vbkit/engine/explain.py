@@ -124,22 +124,25 @@ def explain_rows(engine: Engine, out: str | Path, chosen: Sequence[ChosenRows], 
     library = Library(engine, out)
     store = ResultStore(out)
     frames = []
-    for each in chosen:
-        folder = head or each.written.get("head") or None
-        task = each.spec.name
-        (runner,) = engine.heads(
-            [task], {task: json.loads(each.written.get("options") or "{}")},
-            {task: folder} if folder else None)
-        try:
-            found = _explain(library, runner, each, current=head is None)
-        finally:
+    runners: dict[tuple[str, ...], HeadRunner] = {}  # loaded once for all videos alike
+    try:
+        for each in chosen:
+            folder = str(head or each.written.get("head", ""))
+            task, options = each.spec.name, each.written.get("options") or "{}"
+            key = (task, options, folder)
+            if key not in runners:
+                (runners[key],) = engine.heads([task], {task: json.loads(options)},
+                                               {task: folder} if folder else None)
+            found = _explain(library, runners[key], each, current=head is None)
+            if save:
+                with store.lock():
+                    keep_explanations(store, each.video_id, each.table,
+                                      each.rows.index.tolist(), found)
+            found.insert(0, "video_id", pd.Series([each.video_id] * len(found), dtype="string"))
+            frames.append(found)
+    finally:
+        for runner in runners.values():
             runner.close()
-        if save:
-            with store.lock():
-                keep_explanations(store, each.video_id, each.table, each.rows.index.tolist(),
-                                  found)
-        found.insert(0, "video_id", pd.Series([each.video_id] * len(found), dtype="string"))
-        frames.append(found)
     whole = pd.concat(frames, ignore_index=True)
     whole.attrs = {"table": EXPLANATIONS.name,
                    "units": {column.name: column.unit for column in EXPLANATIONS if column.unit},
