@@ -187,6 +187,26 @@ def test_the_guides_observer_works_as_written(
     assert "empty.mp4 open: " in (tmp_path / "failures.log").read_text()
 
 
+@pytest.mark.usefixtures("loaded")
+def test_the_page_on_explanations_has_a_plugin_that_works_as_written(
+    site: Path,  # noqa: F811
+    tmp_path: Path, engine: vbkit.Engine, workplace: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (module,) = of_group("explained")
+    (site / "vbkit_dogs.py").write_text(module.code)
+    import vbkit_dogs  # type: ignore[import-not-found]
+
+    manager = PluginManager()
+    manager.register(vbkit_dogs, "dogs")
+    monkeypatch.setattr(engine, "manager", manager)
+    result = engine.run([workplace / "talk.mp4"], ["dogs"], out=tmp_path / "results")
+    assert not result.report.failures
+    evidence = engine.explain(tmp_path / "results", "dogs", 0)
+    assert len(evidence) == int(result.tables["videos"].at[0, "n_clips"])
+    assert evidence["weight"].sum() == pytest.approx(result.tables["dogs"].at[0, "score"],
+                                                     abs=1e-4)
+
+
 # Commands
 
 

@@ -97,5 +97,6 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         ),
         tables=(MODERATION, MODERATION_VIDEOS),
         options=ModerationOptions,
-        capabilities=frozenset({"evaluate"}),
+        capabilities=frozenset({"evaluate", "explain"}),
+        explain_needs=frozenset({"encode_text"}),
     )

@@ -83,6 +83,7 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         ),
         tables=(SENTIMENT, SENTIMENT_VIDEOS),
         options=SentimentOptions,
-        capabilities=frozenset({"finetune", "evaluate"}),
+        capabilities=frozenset({"finetune", "evaluate", "explain"}),
+        explain_needs=frozenset({"encode_text"}),
         labels=("label", "score"),
     )

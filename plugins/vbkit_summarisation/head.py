@@ -21,6 +21,7 @@ from vbkit.evaluation.summaries import selection_scores, top_k_scores
 from vbkit.heads import Example, Head, HeadContext, load_head, save_head
 from vbkit_summarisation import CHAPTERS_TABLE, SEGMENTS_TABLE, SUMMARY_TABLE, SummarisationOptions
 from vbkit_summarisation.chapters import boundaries, title_of
+from vbkit_summarisation.explain import explain_rows
 from vbkit_summarisation.selector import Selector, SelectorConfig, place_features, windows
 from vbkit_summarisation.text import text_features, words
 from vbkit_summarisation.visual import Concepts, pick_clips, scenes, time_phrase
@@ -111,7 +112,7 @@ class SummarisationHead(Head):
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """The tables `summarisation`, `summarisation_segments` and `chapters` of one video."""
         texts = features.segments
-        known = np.flatnonzero(features.in_languages({self.language})).tolist()
+        known = self._known(features)
         note = features.unread_note({self.language})
         if note is not None:
             self.context.logger.info("%s: %s by summarisation", features.video_id, note)
@@ -182,6 +183,10 @@ class SummarisationHead(Head):
                                 "with")
         return metrics
 
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The words, segments and clips for which segments and clips are selected."""
+        return explain_rows(self, features, rows)
+
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
         save_head(path, self.tensors, self.settings)
@@ -220,7 +225,29 @@ class SummarisationHead(Head):
         full = sum(length >= 4 for length in lengths)
         return max(1, min(n, 12, round(1.5 * math.sqrt(max(1, full) / 6) + 0.5)))
 
+    def _known(self, features: Features) -> list[int]:
+        """The segments that are not in another language."""
+        known: list[int] = np.flatnonzero(features.in_languages({self.language})).tolist()
+        return known
+
+    def sentences(self, features: Features) -> list[list[int]]:
+        """Segments that are scored as one; those in another language are in none."""
+        known = self._known(features)
+        units = sentence_units([features.segments[s] for s in known],
+                               features.segment_times[known])
+        return [known[first:last] for first, last in units]
+
+    def segment_scores(self, features: Features) -> list[float | None]:
+        """S probabilities of belonging in a summary; None where there is none."""
+        return [item.score for item in self._said(features, self._known(features))]
+
     # What is shown
+
+    def clips_shown(self, features: Features) -> list[int]:
+        """The clips that have a row of their own."""
+        if features.segments:
+            return self._silent(features)
+        return list(range(len(features.clip_times)))
 
     def _silent(self, features: Features) -> list[int]:
         """Clips in which nobody speaks, where the transcript is timed."""
