@@ -503,11 +503,10 @@ def _batch_problems(
 
 
 def _check_device(subject: _Subject) -> Iterator[_Problem]:
-    import torch
-
-    if not torch.cuda.is_available():
+    device = _gpu()
+    if device is None:
         raise _Skip("there is no CUDA GPU here")
-    with _closing(subject.runner()) as plain, _closing(subject.runner(device="cuda")) as fast:
+    with _closing(subject.runner()) as plain, _closing(subject.runner(device=device)) as fast:
         for case in _CASES:
             expected = None
             with _ignoring_errors():
@@ -515,7 +514,7 @@ def _check_device(subject: _Subject) -> Iterator[_Problem]:
             if expected is None:
                 continue
             try:
-                found = fast.predict(subject.features(case, device="cuda"))
+                found = fast.predict(subject.features(case, device=device))
             except Exception as error:
                 yield _Problem(f"with {case.name}, on a GPU, the head raises "
                                f"{type(error).__name__}: {error}",
@@ -698,6 +697,13 @@ CHECKS: Mapping[str, str] = types.MappingProxyType({
 
 
 # Help
+
+
+def _gpu() -> str | None:
+    """The GPU's name as a torch device, or None."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
 
 
 @contextmanager
