@@ -136,9 +136,11 @@ def test_declaration(site: Path, change: tuple[str, str], complaint: str) -> Non
     assert complaint in message(task, "declaration")
 
 
-def test_declaration_of_what_is_no_head() -> None:
-    assert "cannot load test_testing:Missing" in message(broken("Missing"), "declaration")
-    assert "has no methods setup and predict" in message(broken("Nothing"), "declaration")
+def test_declaration_of_what_is_no_head(site: Path) -> None:
+    (site / "declares.py").write_text(GREEN.replace('"green"', '"good"'))
+    for head, complaint in (("Missing", "cannot load test_testing:Missing"),
+                            ("Nothing", "has no methods setup and predict")):
+        assert complaint in message(broken(head), "declaration", plugin="declares")
 
 
 class Nothing:
@@ -496,6 +498,71 @@ def test_checks_are_those_that_apply() -> None:
     assert "clip" in checks_of("qa")
 
 
+# explain
+
+
+class Explains(GoodHead):
+    """Each row by its own clip."""
+
+    evidence = 0
+
+    def explain(self, features, rows):
+        from vbkit.explanations import EXPLANATIONS
+
+        return EXPLANATIONS.frame(
+            {"of_table": rows.attrs["table"], "of_row": int(row), "target": "score",
+             "score": 1.0, "score_hidden": 0.0, "method": "shapley", "kind": "clip", "rank": 1,
+             "weight": 1.0, "first_clip": int(row) + self.evidence,
+             "last_clip": int(row) + self.evidence, **self.more(features)}
+            for row in rows.index)
+
+    def more(self, features):
+        return {}
+
+
+class ExplainsNothing(Explains):
+    def explain(self, features, rows):
+        return super().explain(features, rows.head(0))
+
+
+class ExplainsElsewhere(Explains):
+    evidence = 100
+
+
+class ExplainsGreedily(Explains):
+    def more(self, features):
+        features.tokens  # noqa: B018
+        return {}
+
+
+class ExplainsOthers(Explains):
+    def explain(self, features, rows):
+        return super().explain(features, rows).assign(of_row=77)
+
+
+class ExplainsBadly(Explains):
+    def more(self, features):
+        raise ZeroDivisionError("no luck")
+
+
+@pytest.mark.parametrize(("head", "complaint"), [
+    ("Explains", ""),
+    ("ExplainsNothing", "explain says nothing of any row, with any input"),
+    ("ExplainsElsewhere", "is explained by clips 100 to 100, which it does not have"),
+    ("ExplainsGreedily", "name in explain_needs of the TaskSpec"),
+    ("ExplainsOthers", "of_row is 77, which is none of the rows"),
+    ("ExplainsBadly", "raises ZeroDivisionError: no luck"),
+])
+def test_explain(head: str, complaint: str) -> None:
+    pytest.importorskip("vbkit.explanations")
+    task = broken(head, capabilities={"explain"})
+    assert "explain" in checks_of(task)
+    if complaint:
+        assert complaint in message(task, "explain")
+    else:
+        assert check_task(task, checks="explain").passed == ("explain",)
+
+
 # clip
 
 
@@ -548,9 +615,10 @@ def test_made_up_features_are_of_the_size_of_minis(vbkit_engine, vbkit_clip: Pat
     assert int(made.visual_words.max()) < vbkit_engine.bundle.config.visual_vocab_size
     assert vbkit_engine.bundle.config.visual_vocab_size == ModelSizes().visual_words
     assert made.encode_text(["a", "b"]).shape == real.encode_text(["a", "b"]).shape
-    pictures, others = [[b.data.shape[1:] for b in f.frames] for f in (real, made)]
-    assert {len(shape) for shape in pictures + others} == {3}
-    assert sum(len(b) for b in real.frames) == sum(len(b) for b in made.frames) == 12
+    pictures, others = list(real.frames), list(made.frames)
+    assert sum(map(len, pictures)) == sum(map(len, others)) == 12
+    np.testing.assert_allclose(np.concatenate([batch.pts_seconds for batch in pictures]),
+                               np.concatenate([batch.pts_seconds for batch in others]))
 
 
 @given(clips=st.integers(0, 12), segments=st.integers(0, 8), timed=st.booleans(),
@@ -616,7 +684,7 @@ def test_an_isolated_manager_knows_nothing_else(site: Path, vbkit_plugins, vbkit
     assert "verdant" in vbkit_cli("plugins").stdout  # the command line uses it, too
     assert default_manager() is vbkit_plugins
     with pytest.raises(PluginError, match=r"plugin bad failed: .*no hook vbkit_task;"):
-        isolated_manager(bad=types.SimpleNamespace(vbkit_task=hookimpl(list)))
+        isolated_manager(bad=types.SimpleNamespace(vbkit_task=hookimpl(lambda: None)))
 
 
 def test_the_managers_plugins_run_on_the_engine(vbkit_plugins, vbkit_engine, vbkit_clip) -> None:

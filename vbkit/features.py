@@ -120,7 +120,7 @@ class Features:
             questions: other questions than these features have; None for the same.
         """
         wanted = set(needs)
-        return type(self)(
+        return Features(
             self.video_id,
             {name: iter(value) if name == "frames" else value
              for name, value in self._outputs.items() if name in wanted},

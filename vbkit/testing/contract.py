@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vbkit.errors import FeatureError, PluginError, SchemaError, VbkitError
+from vbkit.errors import FeatureError, PluginError, SchemaError, UsageError, VbkitError
 from vbkit.features import Features
 from vbkit.heads import Example, FitOptions, Head, HeadContext
 from vbkit.hookspecs import hookimpl
@@ -139,10 +139,11 @@ class _Subject:
         return HeadRunner(self.spec, "vbkit.testing", options, context)
 
     def features(self, case: _Case, seed: int = 0, device: str = "cpu",
-                 everything: bool = False) -> Features:
+                 needs: Iterable[str] = ()) -> Features:
+        """Made up, with what the task and `needs` name."""
         return make_features(
             case.clips, case.segments if isinstance(case.segments, int) else list(case.segments),
-            needs=None if everything else self.spec.needs, timed=case.timed, seed=seed,
+            needs=self.spec.needs | frozenset(needs), timed=case.timed, seed=seed,
             language=case.language, questions=case.questions if self.by_question else (),
             device=device, video_id=f"{case.name} (seed {seed})")
 
@@ -156,9 +157,16 @@ class _Subject:
                     subject.read.add(name)
                 return super().__getattr__(name)
 
-        return Watched(
-            features.video_id, features._outputs, info=features.info, language=features.language,
-            questions=features.questions, keyframe_times=features.keyframe_times)
+            def restrict(self, needs: Iterable[str],
+                         questions: Sequence[str] | None = None) -> Features:
+                return as_watched(super().restrict(needs, questions))
+
+        def as_watched(given: Features) -> Features:
+            made = copy.copy(given)
+            made.__class__ = Watched
+            return made
+
+        return as_watched(features)
 
 
 def check_task(
@@ -414,7 +422,7 @@ def _check_needs(subject: _Subject) -> Iterator[_Problem]:
     with _closing(every.runner()) as runner:
         for case in _CASES:
             subject.read.clear()
-            features = subject.watched(subject.features(case, everything=True))
+            features = subject.watched(subject.features(case, needs=FEATURE_OUTPUTS))
             with _ignoring_errors():
                 runner.predict(features)
             for name in sorted(subject.read - subject.spec.needs):
@@ -627,8 +635,69 @@ def _predictions(subject: _Subject, runner: HeadRunner) -> dict[str, dict[str, p
 def _check_explain(subject: _Subject) -> Iterator[_Problem]:
     if "explain" not in subject.spec.capabilities:
         raise _Inapplicable("the task does not name the capability 'explain'")
-    raise _Skip("this version of vbkit does not define explanations yet")
-    yield
+    explained, seen = 0, set()
+    spec: Any = subject.spec
+    runner: Any
+    with _closing(subject.runner()) as runner:
+        for case in _CASES:
+            features = subject.features(case, needs=spec.explain_needs)
+            tables: dict[str, pd.DataFrame] = {}
+            with _ignoring_errors():
+                tables = runner.predict(features)
+            for name in spec.explained:
+                if name not in tables or tables[name].empty:
+                    continue
+                rows = tables[name].head(3)
+                rows.attrs["table"] = name
+                problem: _Problem | None
+                try:
+                    found = runner.explain(features, rows)
+                except UsageError:
+                    continue  # rows that cannot be explained, and it says why
+                except Exception as error:
+                    problem = _unexplained(case.name, name, error)
+                else:
+                    explained += len(found)
+                    wrong = _wrong_places(found, features)
+                    problem = _Problem(
+                        f"with {case.name}, a row of {name} is explained by {wrong}",
+                        "count clips, segments and characters as features has them; "
+                        "vbkit.explanations.explanations_frame does") if wrong else None
+                if problem and problem.change not in seen:
+                    seen.add(problem.change)
+                    yield problem
+    if not explained and not seen:
+        yield _Problem("explain says nothing of any row, with any input",
+                       "return the evidence for rows, or take 'explain' out of the capabilities")
+
+
+def _unexplained(case: str, table: str, error: Exception) -> _Problem:
+    where = f"with {case}, explaining rows of {table}"
+    if isinstance(error, FeatureError):
+        return _Problem(f"{where} fails: {error}",
+                        "name in explain_needs of the TaskSpec what explain reads beside `needs`")
+    if isinstance(error, SchemaError):
+        return _Problem(f"{where} gives no table of explanations: {error}",
+                        "make it with vbkit.explanations.explanations_frame")
+    return _Problem(f"{where} raises {type(error).__name__}: {error}",
+                    "raise vbkit.errors.UsageError, saying why, for rows that cannot be explained, "
+                    "or leave tables out of explain_tables")
+
+
+def _wrong_places(found: pd.DataFrame, features: Features) -> str:
+    """Evidence that is not in the video, in words; "" where all of it is."""
+    for row in found.dropna(subset="last_clip").to_dict("records"):
+        if not 0 <= row["first_clip"] <= row["last_clip"] < len(features.clip_times):
+            return f"clips {row['first_clip']} to {row['last_clip']}, which it does not have"
+    for row in found.dropna(subset="last_segment").to_dict("records"):
+        if not 0 <= row["first_segment"] <= row["last_segment"] < len(features.segments):
+            return (f"segments {row['first_segment']} to {row['last_segment']}, which it does not "
+                    "have")
+    for row in found.dropna(subset="end_char").to_dict("records"):
+        text = features.segments[row["first_segment"]]
+        if not 0 <= row["start_char"] < row["end_char"] <= len(text):
+            return f"characters {row['start_char']} to {row['end_char']} of {text!r}"
+    return ""
 
 
 def _check_clip(subject: _Subject) -> Iterator[_Problem]:
