@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ def make_features(
     segments: int | Sequence[str] = 3,
     *,
     needs: Iterable[str] | None = None,
+    outputs: Mapping[str, Any] | None = None,
     timed: bool = True,
     questions: Sequence[str] = (),
     language: str | None = "en",
@@ -69,6 +70,8 @@ def make_features(
         clips: C, clips of 1.5 s; 0 for an input without a picture.
         segments: S, how many segments are said; or the texts themselves.
         needs: names of the outputs that are there; None for all.
+        outputs: values that are not made up, by name, such as a list of `FrameBatch` as `frames`;
+            their shapes are the caller's business.
         timed: whether the segments have times.
         questions: asked of the video.
         language: of the transcript, or None.
@@ -96,7 +99,8 @@ def make_features(
         codec="made up", reader="made up") if clips else None
     starts = np.arange(clips) * CLIP_S
     return Features(
-        video_id, {name: getattr(made, name)() for name in sorted(wanted)},
+        video_id,
+        {name: getattr(made, name)() for name in sorted(wanted)} | dict(outputs or {}),
         info=info, language=language if made.texts else None, questions=questions,
         keyframe_times=(starts + CLIP_S / 2).tolist())
 
