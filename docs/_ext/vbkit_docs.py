@@ -186,7 +186,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for name, directive in (
         ("vbkit-core-tables", CoreTables), ("vbkit-tasks", Tasks), ("vbkit-task-list", TaskList),
         ("vbkit-outputs", Outputs), ("vbkit-backbones", Backbones), ("vbkit-commands", Commands),
-        ("vbkit-hooks", Hooks), ("vbkit-checks", Checks),
     ):
+        app.add_directive(name, directive)
+    for name, directive in (("vbkit-hooks", Hooks), ("vbkit-checks", Checks)):
         app.add_directive(name, directive)
     return {"parallel_read_safe": True, "version": "1"}

@@ -50,8 +50,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tasks": ("vbkit.cli.plugins:tasks", "List the tasks, or describe one."),
     "plugins": ("vbkit.cli.plugins:plugins", "List the plugins, also those that failed."),
     "models": ("vbkit.cli.plugins:models", "List the named models."),
-    "new-plugin": ("vbkit.cli.new_plugin:new_plugin", "Write the plugin of a new task."),
     "doctor": ("vbkit.cli.doctor:doctor", "Check this installation, and say what to do."),
+    "new-plugin": ("vbkit.cli.new_plugin:new_plugin", "Write the plugin of a new task."),
 }
 
 
