@@ -276,6 +276,12 @@ def test_needs() -> None:
     assert str(caught.value).count("clip_hidden") == 2
 
 
+def test_needs_that_nobody_reads_are_told() -> None:
+    spare = broken("GoodHead", needs=TASK.needs | {"pooled"})
+    with pytest.warns(ContractWarning, match=r"never reads features.pooled: .*out of `needs`"):
+        assert check_task(spare, checks="needs").passed == ("needs",)
+
+
 # unmodified
 
 

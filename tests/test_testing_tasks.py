@@ -9,6 +9,9 @@ import pytest
 from vbkit.plugins import default_manager
 from vbkit.testing import check_task, checks_of
 
+# Here a declared output that the head never reads is an error.
+pytestmark = pytest.mark.filterwarnings("error:.*never reads:vbkit.testing.ContractWarning")
+
 SHIPPED = [task.spec.name for task in default_manager().tasks() if task.distribution == "vbkit"]
 
 ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -47,7 +47,7 @@ class ContractError(AssertionError):
 
 
 class ContractWarning(UserWarning):
-    """A check of a task could not be made here."""
+    """A check of a task could not be made here, or found what may be right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class _Subject:
     head: Path | None
     folder: Path
     read: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def by_question(self) -> bool:
@@ -239,6 +240,8 @@ def check_task(
         import pytest
 
         pytest.skip("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    for note in subject.notes:
+        warnings.warn(f"task {spec.name!r}: {note}", ContractWarning, stacklevel=2)
     for name, reason in skipped.items():
         warnings.warn(f"task {spec.name!r}, check {name} was skipped: {reason}", ContractWarning,
                       stacklevel=2)
@@ -415,6 +418,7 @@ def _wrong_values(schema: TableSchema, frame: pd.DataFrame, case: _Case,
 
 def _check_needs(subject: _Subject) -> Iterator[_Problem]:
     undeclared: dict[str, str] = {}
+    read: set[str] = set()
     # With everything there, so that all that is read is found at once, and what a head would
     # swallow the error of, too.
     every = copy.copy(subject)
@@ -425,11 +429,15 @@ def _check_needs(subject: _Subject) -> Iterator[_Problem]:
             features = subject.watched(subject.features(case, needs=FEATURE_OUTPUTS))
             with _ignoring_errors():
                 runner.predict(features)
+            read |= subject.read
             for name in sorted(subject.read - subject.spec.needs):
                 undeclared.setdefault(name, case.name)
     for name, where in undeclared.items():
         yield _Problem(f"with {where}, the head reads features.{name}, which `needs` does not name",
                        f'add "{name}" to `needs` of the TaskSpec, or do not read it')
+    for name in sorted(subject.spec.needs - read):
+        subject.notes.append(f"with these options, the head never reads features.{name}: if it "
+                             "never does, take it out of `needs`, so that nobody pays for it")
 
 
 def _check_unmodified(subject: _Subject) -> Iterator[_Problem]:
