@@ -196,7 +196,8 @@ def check_task(
             takes the package that its head is in.
         options: of the task, by name, where the defaults will not do.
         labels: label columns of manifest rows, two different ones or more, for a task that can be
-            trained or evaluated: `[{"label": "cat"}, {"label": "dog"}]`.
+            trained or evaluated: `[{"label": "cat"}, {"label": "dog"}]`. Each is said of made-up
+            videos of 6 clips and 5 segments.
         head: folder of a trained head, for a task that does nothing without one.
 
     Raises:
@@ -226,7 +227,9 @@ def check_task(
                 skipped[name] = str(stop)
             except Exception as error:
                 cause = cause or error
-                broken.append((name, _raised("what this check does", error)))
+                broken.append((name, _Problem(
+                    f"{type(error).__name__}: {error}{_place(error)}",
+                    f"let it hold that {CHECKS[name]}; the traceback above shows where it ends")))
             else:
                 broken += [(name, problem) for problem in problems]
                 if not problems:
@@ -380,15 +383,19 @@ def _raised(where: str, error: Exception) -> _Problem:
         return _Problem(f"with {where}, a table breaks its schema: {error}",
                         "return what the schema declares, or change the schema; "
                         "TableSchema.frame(rows) and TableSchema.empty() make right tables")
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place = f" ({Path(code.co_filename).name}:{trace.tb_lineno})"
-        trace = trace.tb_next
     return _Problem(
-        f"with {where}, the head raises {type(error).__name__}: {error}{place}",
+        f"with {where}, the head raises {type(error).__name__}: {error}{_place(error)}",
         "videos without speech, transcripts without video, and empty ones are ordinary inputs: "
         "return empty tables or NULL where there is nothing to say")
+
+
+def _place(error: Exception) -> str:
+    """File and line where an error was raised, in brackets."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        place = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
 
 
 def _wrong_values(schema: TableSchema, frame: pd.DataFrame, case: _Case,
