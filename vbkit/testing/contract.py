@@ -124,6 +124,12 @@ class _Subject:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def cases(self) -> tuple[_Case, ...]:
+        """The inputs to try: for what looks at each picture, no long ones."""
+        slow = "frames" in self.spec.needs
+        return tuple(case for case in _CASES if not slow or case.clips <= 12)
+
+    @property
     def by_question(self) -> bool:
         return "question" in self.spec.tables[0].column_names
 
@@ -358,7 +364,7 @@ def _check_documentation(subject: _Subject) -> Iterator[_Problem]:
 def _check_rows(subject: _Subject) -> Iterator[_Problem]:
     seen: set[str] = set()  # the same fault with other inputs is told once
     with _closing(subject.runner()) as runner:
-        for case in _CASES:
+        for case in subject.cases:
             subject.read.clear()
             features = subject.watched(subject.features(case))
             try:
@@ -431,7 +437,7 @@ def _check_needs(subject: _Subject) -> Iterator[_Problem]:
     every = copy.copy(subject)
     every.spec = dataclasses.replace(subject.spec, needs=frozenset(FEATURE_OUTPUTS))
     with _closing(every.runner()) as runner:
-        for case in _CASES:
+        for case in subject.cases:
             subject.read.clear()
             features = subject.watched(subject.features(case, needs=FEATURE_OUTPUTS))
             with _ignoring_errors():
@@ -449,7 +455,7 @@ def _check_needs(subject: _Subject) -> Iterator[_Problem]:
 
 def _check_unmodified(subject: _Subject) -> Iterator[_Problem]:
     with _closing(subject.runner()) as runner:
-        for case in _CASES:
+        for case in subject.cases:
             features = subject.features(case)
             if "frames" in subject.spec.needs:
                 features._outputs["frames"] = list(features._outputs["frames"])
@@ -468,7 +474,7 @@ def _check_unmodified(subject: _Subject) -> Iterator[_Problem]:
 
 
 def _check_repeat(subject: _Subject) -> Iterator[_Problem]:
-    several = [case for case in _CASES if case.clips or case.segments]
+    several = [case for case in subject.cases if case.clips or case.segments]
     with _closing(subject.runner()) as runner:
         first: list[dict[str, pd.DataFrame] | None] = []
         inputs = [subject.features(case) for case in several]
@@ -530,7 +536,7 @@ def _check_device(subject: _Subject) -> Iterator[_Problem]:
     if device is None:
         raise _Skip("there is no CUDA GPU here")
     with _closing(subject.runner()) as plain, _closing(subject.runner(device=device)) as fast:
-        for case in _CASES:
+        for case in subject.cases:
             expected = None
             with _ignoring_errors():
                 expected = plain.predict(subject.features(case))
@@ -583,7 +589,7 @@ def _check_save(subject: _Subject) -> Iterator[_Problem]:
                        "write safetensors and JSON; vbkit.heads.save_head does")
     with _closing(subject.runner(head=folder, options=options)) as runner:
         try:
-            found = {case.name: runner.predict(subject.features(case)) for case in _CASES
+            found = {case.name: runner.predict(subject.features(case)) for case in subject.cases
                      if case.name in expected}
         except Exception as error:
             yield _Problem(f"a head that was saved cannot be loaded: {type(error).__name__}: "
@@ -641,7 +647,7 @@ def _examples(subject: _Subject, rounds: int, first: int = 0) -> list[Example]:
 def _predictions(subject: _Subject, runner: HeadRunner) -> dict[str, dict[str, pd.DataFrame]]:
     """Tables by the name of the case; without those that the check `rows` reports."""
     found = {}
-    for case in _CASES:
+    for case in subject.cases:
         with _ignoring_errors():
             found[case.name] = runner.predict(subject.features(case))
     return found
@@ -654,7 +660,7 @@ def _check_explain(subject: _Subject) -> Iterator[_Problem]:
     spec: Any = subject.spec
     runner: Any
     with _closing(subject.runner()) as runner:
-        for case in _CASES:
+        for case in subject.cases:
             features = subject.features(case, needs=spec.explain_needs)
             tables: dict[str, pd.DataFrame] = {}
             with _ignoring_errors():

@@ -18,9 +18,9 @@ __all__ = ["NSFW", "NSFW_VIDEOS", "TASK", "NsfwOptions", "vbkit_tasks"]
 class NsfwOptions:
     """Options of the task: `-o nsfw.review=0.4` on the command line."""
 
-    review: float = option(0.5, "score from which a person should look, 0-1")
-    block: float = option(0.8, "score from which to block, 0-1")
-    frames: int = option(2, "how many of a clip's four frames to look at, 1-4")
+    review: float = option(0.8, "score of a clip from which a person should look, 0-1")
+    block: float = option(0.95, "score of a clip from which to block, 0-1")
+    frames: int = option(4, "how many of a clip's four frames to look at, 1-4")
 
     def __post_init__(self) -> None:
         if not 0 < self.review <= self.block <= 1:
@@ -38,10 +38,10 @@ NSFW = TableSchema(
         Column("end_s", "float64", "s", doc="end"),
         Column("category", "string", doc="nudity"),
         Column("parent_category", "string", doc="sexual"),
-        Column("score", "float64", "0..1", doc="greatest score of a picture in the stretch"),
+        Column("score", "float64", "0..1", doc="greatest score of a clip in the stretch"),
         Column("decision", "string", doc="review or block"),
         Column("modality", "string", doc="visual"),
-        Column("evidence", "string", doc="the picture with that score"),
+        Column("evidence", "string", doc="the picture of that clip with the greatest score"),
         Column("first_clip", "int64", doc="first clip"),
         Column("last_clip", "int64", doc="last clip, inclusive"),
     ),
@@ -53,7 +53,7 @@ NSFW_VIDEOS = TableSchema(
     (
         Column("decision", "string", nullable=True,
                doc="allow, review or block; NULL without a picture"),
-        Column("score", "float64", "0..1", True, "greatest score of a picture"),
+        Column("score", "float64", "0..1", True, "greatest score of a clip, the mean of its pictures"),
         Column("n_frames", "int64", doc="pictures that were looked at"),
     ),
     doc="a video's verdict",

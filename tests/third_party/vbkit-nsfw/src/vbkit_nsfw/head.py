@@ -34,14 +34,14 @@ class NsfwHead(Head):
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """Flagged stretches of a video, and its verdict."""
         times = features.clip_times.tolist()
-        scores: list[float] = []  # of each clip
+        scores: list[float] = []  # of each clip: the mean, since single pictures mislead the model
         moments: list[float] = []
         n_frames = 0
         for clip, pictures, at in self._clips(features):
             assert clip == len(scores)
             found = [prediction.nsfw for prediction in self.classifier.classify_batch(pictures)]
             n_frames += len(found)
-            scores.append(max(found))
+            scores.append(sum(found) / len(found))
             moments.append(at[found.index(max(found))])
         rows = []
         flagged = [self._decision(score) != "allow" for score in scores]
