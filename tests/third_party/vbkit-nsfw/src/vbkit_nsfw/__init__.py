@@ -53,7 +53,8 @@ NSFW_VIDEOS = TableSchema(
     (
         Column("decision", "string", nullable=True,
                doc="allow, review or block; NULL without a picture"),
-        Column("score", "float64", "0..1", True, "greatest score of a clip, the mean of its pictures"),
+        Column("score", "float64", "0..1", True,
+               "greatest score of a clip, the mean of its pictures"),
         Column("n_frames", "int64", doc="pictures that were looked at"),
     ),
     doc="a video's verdict",
