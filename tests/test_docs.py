@@ -375,6 +375,9 @@ def test_sphinx_builds_without_a_warning(tmp_path: Path) -> None:
          str(ROOT / "docs"), str(tmp_path / "html")],
         capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
+    page = (tmp_path / "html" / "hooks.html").read_text()
+    for kind, count in (("collecting", 4), ("first result", 1), ("observer", 4)):
+        assert len(re.findall(rf"<td><p>{kind}</p></td>", page)) == count
     page = (tmp_path / "html" / "tables.html").read_text()
     for schema in CORE_TABLES.values():
         assert all(f">{name}<" in page for name in schema.column_names)

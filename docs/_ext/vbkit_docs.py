@@ -160,8 +160,10 @@ class Hooks(Generated):
         for name, hook in vars(hookspecs).items():
             if inspect.isfunction(hook) and hasattr(hook, "vbkit_spec"):
                 first = (inspect.getdoc(hook) or "").partition("\n")[0]
-                about, kind = re.fullmatch(r"(.*?\.)(?: .*?)?(?: \((.*)\))?", first).groups()
-                rows.append((code(name), kind or "observer", about))
+                about, _, rest = first.partition(". ")
+                kind = re.search(r"\((.+)\)$", rest)
+                rows.append((code(name), kind[1] if kind else "observer",
+                             f"{about.removesuffix('.')}."))
         yield table(("hook", "kind", "what it is for"), rows)
 
 
