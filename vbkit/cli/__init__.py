@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("vbkit.cli.plugins:models", "List the named models."),
     "transcribers": ("vbkit.cli.plugins:transcribers", "List what hears speech, or describe one."),
     "doctor": ("vbkit.cli.doctor:doctor", "Check this installation, and say what to do."),
+    "new-plugin": ("vbkit.cli.new_plugin:new_plugin", "Write the plugin of a new task."),
 }
 
 
