@@ -26,7 +26,7 @@ from vbkit import Column, Head, TableSchema, TaskSpec, hookimpl, option
 from vbkit.errors import FeatureError, PluginError
 from vbkit.heads import load_head, save_head
 from vbkit.plugins import default_manager
-from vbkit.specs import FEATURE_OUTPUTS
+from vbkit.specs import CONTEXT_OUTPUTS, FEATURE_OUTPUTS
 from vbkit.testing import (
     CHECKS,
     CLIP,
@@ -631,7 +631,7 @@ def test_made_up_features_are_of_the_size_of_minis(vbkit_engine, vbkit_clip: Pat
        seed=st.integers(0, 9))
 def test_made_up_features_of_any_size(clips: int, segments: int, timed: bool, seed: int) -> None:
     made = make_features(clips, segments, timed=timed, seed=seed)
-    assert made.available == set(FEATURE_OUTPUTS)
+    assert made.available == set(FEATURE_OUTPUTS) - CONTEXT_OUTPUTS
     for name in ("clip_times", "clip_features", "visual_words", "clip_embeddings", "clip_hidden"):
         assert len(getattr(made, name)) == clips
     for name in ("segments", "segment_times", "segment_embeddings", "segment_hidden", "tokens",

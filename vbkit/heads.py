@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from vbkit.features import Features
+    from vbkit.model.branch import BranchConfig, TextBranch
 
 __all__ = [
     "HEAD_SETTINGS",
@@ -53,6 +54,8 @@ class HeadContext:
         model_name: the model whose outputs the head will see, e.g. `"mini"`.
         model_fingerprint: changes with the weights that decide the outputs that the head reads; a
             head trained on one model's outputs refuses another's.
+        text_branch: makes a branch of the text encoder, for a task whose `needs` name
+            `text_branch`; None for others.
     """
 
     options: Any = field(default_factory=NoOptions)
@@ -62,6 +65,7 @@ class HeadContext:
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("vbkit"))
     model_name: str = "mini"
     model_fingerprint: str = ""
+    text_branch: Callable[[BranchConfig], TextBranch] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,21 @@ class FitOptions:
     Args:
         seed: everything drawn at random follows from it.
         epochs: passes over the examples, at most; None leaves it to the head.
-        learning_rate: None leaves it to the head.
+        learning_rate: of what is at the head's end; None leaves it to the head.
+        unfreeze: how many upper layers of the head's own branch of the encoder learn too, at
+            half that rate; 0 trains what is on top of it alone.
+        word_dropout: share of word pieces that are left out at random, where the head reads words.
+        checkpoint: a folder where the state after each pass is kept, and from which a training
+            that was cut short goes on; None keeps none.
         logged: called with named numbers as training goes on, `step` among them.
     """
 
     seed: int = 0
     epochs: int | None = None
     learning_rate: float | None = None
+    unfreeze: int = 0
+    word_dropout: float = 0.05
+    checkpoint: Path | None = None
     logged: Callable[[Mapping[str, float]], None] = lambda numbers: None
 
 

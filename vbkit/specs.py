@@ -19,6 +19,7 @@ from vbkit.tables import CORE_TABLES, TableSchema
 __all__ = [
     "API_VERSION",
     "CAPABILITIES",
+    "CONTEXT_OUTPUTS",
     "FEATURE_OUTPUTS",
     "BackboneSpec",
     "ModelSpec",
@@ -50,10 +51,14 @@ FEATURE_OUTPUTS: dict[str, str] = {
     "token_hidden": "list of S tensors (T, H) float32: the word pieces' outputs",
     "frames": "iterator of FrameBatch: decoded pictures",
     "encode_text": "method: texts into the shared space",
+    "text_branch": "method of `HeadContext`: the text encoder with low-rank changes of the head's",
     "joint": "method: texts through the joint encoder with chosen segments and clips",
     "generate": "method: the decoder",
 }
 """The shared encoder outputs that `TaskSpec.needs` may name."""
+
+CONTEXT_OUTPUTS = frozenset({"text_branch"})
+"""Of these, what a head finds in its `HeadContext`, and not in `Features`."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")

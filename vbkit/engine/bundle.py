@@ -24,6 +24,7 @@ from vbkit.errors import ModelError
 
 if TYPE_CHECKING:
     from vbkit.model.backbones import Backbone, Precision
+    from vbkit.model.branch import BranchConfig, TextBranch
     from vbkit.model.generation import VideoBertForConditionalGeneration
     from vbkit.model.modeling import VideoBertForPreTraining, VideoBertModel
     from vbkit.model.processing import VideoBertProcessor
@@ -202,6 +203,16 @@ class Bundle:
         backbone.prepare(self.device, self.precision)
         return backbone
 
+    def text_branch(self, config: BranchConfig) -> TextBranch:
+        """A head's own branch of the text encoder, which begins as the encoder itself.
+
+        Raises:
+            ModelError: the model is too small for it.
+        """
+        from vbkit.model.branch import TextBranch
+
+        return TextBranch(self.model, self.processor, config)
+
     @cached_property
     def text_tower(self) -> Any:
         """The sentence-transformers model that the bundle names, or None."""
@@ -247,6 +258,7 @@ _PARTS_OF: dict[str, tuple[str, ...]] = {
     "clip_embeddings": ("visual", "projection"),
     "segment_embeddings": ("text",),
     "encode_text": ("text",),
+    "text_branch": ("text",),
 }
 """What an output depends on; whatever is not here depends on the whole model."""
 

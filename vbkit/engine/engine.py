@@ -296,6 +296,8 @@ class Engine:
                 head_path=check_head_path(name, head) if head is not None else None,
                 cache_dir=cache.folder / "heads" / name if cache is not None else None,
                 logger=logger.getChild(name), model_name=self.bundle.name,
+                text_branch=(self.bundle.text_branch if "text_branch" in found.spec.needs
+                             else None),
                 model_fingerprint=self.bundle.fingerprint_of(found.spec.needs))
             origin = f"{found.distribution} {found.version}".strip()
             runners.append(HeadRunner(found.spec, origin, parsed, context))

@@ -47,7 +47,8 @@ __all__ = ["Encoded", "Pipeline", "Prepared", "Request", "transcript_hash"]
 
 _FRAMES_SHORT_SIDE = 480
 _PATIENCE_S = 0.2
-TEXT_OUTPUTS = frozenset({"segments", "segment_times", "segment_embeddings", "encode_text"})
+TEXT_OUTPUTS = frozenset({
+    "segments", "segment_times", "segment_embeddings", "encode_text", "text_branch"})
 """Outputs that need no picture."""
 _WITHOUT_SUBTITLES = frozenset({".avi", ".flv", ".gif", ".mpeg", ".mpg", ".wmv"})
 

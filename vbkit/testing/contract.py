@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vbkit.engine.run import HeadRunner
+    from vbkit.model.branch import BranchConfig, TextBranch
     from vbkit.tables import TableSchema
 
 __all__ = ["CHECKS", "Contract", "ContractError", "ContractWarning", "check_task", "checks_of"]
@@ -145,8 +146,21 @@ class _Subject:
         context = HeadContext(
             options=options, device=device, head_path=head or self.head,
             cache_dir=Path(tempfile.mkdtemp(dir=self.folder)),
+            text_branch=(self._branches(device) if "text_branch" in self.spec.needs else None),
             logger=logging.getLogger("vbkit.testing"))
         return HeadRunner(self.spec, "vbkit.testing", options, context)
+
+    def _branches(self, device: str) -> Callable[[BranchConfig], TextBranch]:
+        """`HeadContext.text_branch` of `mini`, which is loaded when a head asks for one."""
+        def make(config: BranchConfig) -> TextBranch:
+            from vbkit.engine import Engine
+            from vbkit.testing.engines import shared_engine
+
+            self.read.add("text_branch")
+            engine = shared_engine() if device == "cpu" else Engine("mini", device)
+            return engine.bundle.text_branch(config)
+
+        return make
 
     def features(self, case: _Case, seed: int = 0, device: str = "cpu",
                  needs: Iterable[str] = ()) -> Features:

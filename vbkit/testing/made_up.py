@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbkit.errors import FeatureError
 from vbkit.features import Features, JointOutput
-from vbkit.specs import FEATURE_OUTPUTS
+from vbkit.specs import CONTEXT_OUTPUTS, FEATURE_OUTPUTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +95,7 @@ def make_features(
     if unknown:
         raise FeatureError(f"{unknown[0]!r} is no output of the encoder; "
                            f"outputs are {', '.join(FEATURE_OUTPUTS)}")
+    wanted -= CONTEXT_OUTPUTS
     made = _Made(clips, segments, timed, seed, device, sizes or ModelSizes())
     if segment_languages is not None and len(segment_languages) != len(made.texts):
         raise FeatureError(f"{len(segment_languages)} segment_languages for {len(made.texts)} "
