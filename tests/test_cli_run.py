@@ -86,6 +86,18 @@ def test_ask_answers_from_the_cache(out, tmp_path) -> None:
     assert any("traffic jam" in str(row["answer"]) for row in answers)
 
 
+def test_several_questions_are_answered_one_after_the_other(out) -> None:
+    questions = ["What is the city stuck in?", "Who wrote the constitution of Mars?"]
+    result = CliRunner().invoke(cli, ["ask", str(out), *questions, "-n", "2", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "question" in lines[0]
+    asked = [line.split(" ")[0] for line in lines if line[:1] == "W"]
+    assert asked in (["What"] * 2 + ["Who"] * count for count in (1, 2))
+    assert "nothing in these videos seems to answer “Who wrote" in result.stderr
+    assert CliRunner().invoke(cli, ["ask", str(out)]).exit_code == 2
+
+
 @pytest.mark.parametrize(("arguments", "status", "message"), [
     (["--task", "moderatoin"], 2, "moderation"),
     (["--task", "sentiment", "-o", "sentiment.nope=1"], 2, "nope"),

@@ -7,6 +7,7 @@ with `talk.mp4`, `talk.srt`, `still.jpg`, and the folder `results`, which has al
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import shutil
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "recipes").rglob("README.md")), ROOT / "tests" / "data" / "README.md"]
 PAGES = [page for page in PAGES if "_build" not in page.parts]
-OF_EXAMPLES = {"people", "pace"}  # tasks that exist only as examples
+OF_EXAMPLES = {"people", "pace", "scenes"}  # tasks that exist only as examples
 
 
 @dataclass(frozen=True)
@@ -170,21 +171,67 @@ def test_the_guides_plugin_works_as_written(
     assert "words_per_s" in capsys.readouterr().out
 
 
-def test_the_guides_observer_works_as_written(
+def files_of(group: str) -> dict[str, str]:
+    """The files of a group's blocks, each of which begins with a comment that names it."""
+    return {match[1]: block.code for block in of_group(group)
+            if (match := re.match(r"# (\S+\.py)\n", block.code))}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("loaded")
+def test_the_tutorial_and_the_testing_guide_work_as_written(
     site: Path,  # noqa: F811
-    tmp_path: Path, engine: vbkit.Engine, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (module,) = of_group("observer")
-    (site / "vbkit_log_failures.py").write_text(module.code)
-    import vbkit_log_failures  # type: ignore[import-not-found]
+    begin = next(line for where, line in COMMAND_LINES
+                 if "tutorial.md" in where and "new-plugin" in line)
+    project = tmp_path / "project"
+    outcome = CliRunner().invoke(cli, [*words(begin), "--out", str(project)])
+    assert outcome.exit_code == 0, outcome.output
+    files = files_of("tutorial")
+    assert len(files) == 3
+    for name, text in files.items():
+        assert (project / name).is_file()  # it replaces what was generated
+        (project / name).write_text(text)
+    shutil.copytree(project / "src" / "vbkit_scenes", site / "vbkit_scenes")
+    (by_hand,) = [block for block in of_group("tutorial") if block.code not in files.values()]
+    by_hand.run()
+    shown = next(block.code for block in BLOCKS
+                 if block.page == by_hand.page and "a green meadow  0." in block.code)
+    printed = [line.split()[:-1] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [line.split()[:-1] for line in shown.splitlines()]  # all but the scores
+    # The testing guide's files with them, so that the model is loaded once.
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "vbkit_pace.py").write_text(of_group("pace", "docs/plugins.md")[0].code)
+    for name, text in files_of("testing").items():
+        (tmp_path / "guide" / name).write_text(text)
+    folders = ["project/tests", "guide"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *folders],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'project' / 'src'}:{tmp_path / 'guide'}"})
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\b2\d passed", done.stdout), done.stdout
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_page_on_explanations_has_a_plugin_that_works_as_written(
+    site: Path,  # noqa: F811
+    tmp_path: Path, engine: vbkit.Engine, workplace: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (module,) = of_group("explained")
+    (site / "vbkit_dogs.py").write_text(module.code)
+    import vbkit_dogs  # type: ignore[import-not-found]
 
     manager = PluginManager()
-    manager.register(vbkit_log_failures, "log_failures")
+    manager.register(vbkit_dogs, "dogs")
     monkeypatch.setattr(engine, "manager", manager)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.mp4").touch()
-    engine.run(["empty.mp4"], ["moderation"])
-    assert "empty.mp4 open: " in (tmp_path / "failures.log").read_text()
+    result = engine.run([workplace / "talk.mp4"], ["dogs"], out=tmp_path / "results")
+    assert not result.report.failures
+    evidence = engine.explain(tmp_path / "results", "dogs", 0)
+    assert len(evidence) == int(result.tables["videos"].at[0, "n_clips"])
+    assert evidence["weight"].sum() == pytest.approx(result.tables["dogs"].at[0, "score"],
+                                                     abs=1e-4)
 
 
 # Commands
@@ -215,7 +262,7 @@ def test_command_line_is_one_that_vbkit_takes(line: str) -> None:
     [line for _, line in COMMAND_LINES
      if words(line)[0] in {"tables", "show", "query", "export", "report", "tasks", "plugins",
                            "models"}
-     and not OF_EXAMPLES & set(words(line))],
+     and not OF_EXAMPLES & set(re.findall(r"\w+", line))],
 )
 def test_command_that_reads_runs(line: str, workplace: Path,
                                  monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,9 +290,19 @@ def test_every_hook_is_documented(name: str) -> None:
     assert ".. versionadded::" in doc
     for parameter in inspect.signature(hook).parameters:
         assert re.search(rf"^ +{parameter}: \S", doc, re.MULTILINE), f"{parameter} is not described"
-    page = (ROOT / "docs" / "plugins.md").read_text()
-    assert f"`{name}`" in page
-    assert re.search(r"automodule:: vbkit.hookspecs\n +:members:\n", page)
+    page = (ROOT / "docs" / "hooks.md").read_text()
+    assert f"\n## `{name}`\n" in page
+    assert f".. autofunction:: vbkit.hookspecs.{name}\n" in page
+
+
+@pytest.mark.parametrize("name", hooks())
+def test_every_hook_has_an_example_and_a_test_that_runs_it(name: str) -> None:
+    import test_hooks
+
+    assert files_of(f"hook_{name}"), f"docs/hooks.md has no example of {name}"
+    test = getattr(test_hooks, f"test_{name}", None)
+    assert test is not None, f"tests/test_hooks.py has no test_{name}"
+    assert f'example("{name}"' in inspect.getsource(test)
 
 
 def test_all_hooks_are_found() -> None:
@@ -340,6 +397,9 @@ def test_sphinx_builds_without_a_warning(tmp_path: Path) -> None:
          str(ROOT / "docs"), str(tmp_path / "html")],
         capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
+    page = (tmp_path / "html" / "hooks.html").read_text()
+    for kind, count in (("collecting", 4), ("first result", 1), ("observer", 4)):
+        assert len(re.findall(rf"<td><p>{kind}</p></td>", page)) == count
     page = (tmp_path / "html" / "tables.html").read_text()
     for schema in CORE_TABLES.values():
         assert all(f">{name}<" in page for name in schema.column_names)

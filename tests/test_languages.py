@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vbkit
 from vbkit.features import Features
 from vbkit.media import segment_languages
 
@@ -69,16 +70,24 @@ def test_without_languages_of_their_own_segments_have_the_videos() -> None:
 
 
 @pytest.fixture(scope="module")
-def mixed(engine, tmp_path_factory):
-    """Tables of a transcript in four languages, and of its English part alone."""
+def out(engine, tmp_path_factory):
+    """Results of a transcript in four languages, and of its English part alone."""
     folder = tmp_path_factory.mktemp("mixed")
     manifest = Path(folder) / "talks.jsonl"
     manifest.write_text("\n".join(json.dumps({"id": name, "text": text}) for name, text in (
         ("mixed", MIXED), ("english", [*ENGLISH, "Ok."]), ("german", [FOREIGN[1], "Ja, genau."]))))
-    result = engine.run([manifest], ["sentiment", "moderation", "qa", "summarisation"],
-                      questions=["How long does the dough rest?"])
+    result = engine.run(
+        [manifest], ["sentiment", "moderation", "qa", "summarisation", "classification"],
+        out=folder / "results", questions=["How long does the dough rest?"],
+        options={"classification": {"labels": "baking bread, driving a car"}})
     assert not result.report.failures
-    return result.tables
+    return folder / "results"
+
+
+@pytest.fixture(scope="module")
+def mixed(out):
+    """Their tables."""
+    return {name: vbkit.load_table(out, name) for name in vbkit.list_tables(out)}
 
 
 def of(tables, table: str, video: str) -> pd.DataFrame:
@@ -134,3 +143,19 @@ def test_summaries_select_from_what_is_read(mixed) -> None:
     assert whole["note"] == "3 of 8 segments, in de, fr, zh, were not read"
     assert any(text in whole["summary"] for text in ENGLISH)
     assert pd.isna(of(mixed, "summarisation", "german")["summary"][0])
+
+
+@pytest.mark.parametrize("table", ["sentiment", "sentiment_videos", "moderation_videos", "qa",
+                                   "summarisation_segments", "classification"])
+def test_nothing_is_explained_by_what_is_not_read(engine, out, mixed, table) -> None:
+    rows = mixed[table]
+    if "segment" in rows.columns:  # one that is read, amid others, and those that are not
+        rows = rows[rows["segment"].eq(2) & rows["video_id"].eq("mixed") | rows["score"].isna()]
+    else:
+        rows = rows[rows["video_id"] != "english"].groupby("video_id").head(1)
+    found = engine.explain(out, table, list(rows.index))
+    assert set(rows["video_id"]) == {"mixed", "german"}
+    assert set(found["video_id"]) == {"mixed"}
+    assert not (set(found["first_segment"]) | set(found["last_segment"])) & set(FOREIGN)
+    if table == "sentiment":  # the neighbours are those that are read
+        assert set(found["first_segment"]) == {0, 2, 4}

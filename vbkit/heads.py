@@ -176,6 +176,28 @@ class Head:
         """
         return ()
 
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """Which clips, segments and words made rows, for a task with the capability `explain`.
+
+        `vbkit.explanations` has what most heads need: pieces of evidence, their weights by
+        hiding them, and the table.
+
+        Args:
+            features: the outputs that the task's `needs` and `explain_needs` name; its
+                `questions` are those of the rows.
+            rows: of one of the task's tables, for this video, without `video_id`.
+                `rows.attrs["table"]` names the table, and the index is each row's place among
+                the video's rows of that table, from 0.
+
+        Returns:
+            The table `vbkit.explanations.EXPLANATIONS`, whose column `of_row` holds values of the
+            index of `rows`. A row that has nothing to explain it has no rows there.
+
+        Raises:
+            UsageError: such a row cannot be explained: the message says why, and which can.
+        """
+        raise ModelError(f"{type(self).__name__} cannot explain its rows")
+
     def teardown(self) -> None:
         """Release what `setup` took. Called once, also after an error."""
 

@@ -15,6 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,7 @@ __all__ = [
     "check_tables",
     "default_manager",
     "strict",
+    "use_manager",
 ]
 
 DISABLE_VARIABLE = "VBKIT_DISABLE_PLUGINS"
@@ -529,7 +531,22 @@ def check_tables(tasks: Iterable[Declared[TaskSpec] | TaskSpec]) -> None:
 @cache
 def default_manager() -> PluginManager:
     """The manager of the installed plugins, one a process (`default_manager.cache_clear()`)."""
-    return PluginManager()
+    return _used[-1] if _used else PluginManager()
+
+
+_used: list[PluginManager] = []
+
+
+@contextmanager
+def use_manager(manager: PluginManager) -> Iterator[PluginManager]:
+    """Meanwhile, `default_manager` gives `manager`; for tests."""
+    _used.append(manager)
+    default_manager.cache_clear()
+    try:
+        yield manager
+    finally:
+        _used.pop()
+        default_manager.cache_clear()
 
 
 def normalise(name: str) -> str:

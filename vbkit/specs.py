@@ -19,6 +19,7 @@ from vbkit.tables import CORE_TABLES, TableSchema
 __all__ = [
     "API_VERSION",
     "CAPABILITIES",
+    "CONTEXT_OUTPUTS",
     "FEATURE_OUTPUTS",
     "BackboneSpec",
     "ModelSpec",
@@ -55,6 +56,9 @@ FEATURE_OUTPUTS: dict[str, str] = {
     "generate": "method: the decoder",
 }
 """The shared encoder outputs that `TaskSpec.needs` may name."""
+
+CONTEXT_OUTPUTS = frozenset({"text_branch"})
+"""Of these, what a head finds in its `HeadContext`, and not in `Features`."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")
@@ -114,6 +118,10 @@ class TaskSpec:
         capabilities: of `CAPABILITIES`.
         api: version of the hook interface that the task was written for.
         labels: manifest columns of which a row needs one to be trained on or evaluated.
+        explain_tables: with the capability `explain`, the tables whose rows the head explains;
+            empty for all of them.
+        explain_needs: further outputs that `Head.explain` reads, beside `needs`. They are not
+            computed in a run, and rows do not depend on them.
 
     Raises:
         PluginError: a value breaks one of these rules.
@@ -128,6 +136,8 @@ class TaskSpec:
     capabilities: frozenset[str] = frozenset()
     api: int = API_VERSION
     labels: tuple[str, ...] = ("label",)
+    explain_tables: tuple[str, ...] = ()
+    explain_needs: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         _check_name("task", self.name)
@@ -141,8 +151,13 @@ class TaskSpec:
         object.__setattr__(self, "tables", tuple(self.tables))
         _names(self.name, "labels", self.labels)
         object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "explain_needs",
+                           _names(self.name, "explain_needs", self.explain_needs))
+        _names(self.name, "explain_tables", self.explain_tables)
+        object.__setattr__(self, "explain_tables", tuple(self.explain_tables))
         _one_line("task", self.name, self.summary)
         for kind, given, known in (("needs", self.needs, FEATURE_OUTPUTS),
+                                   ("explain_needs", self.explain_needs, FEATURE_OUTPUTS),
                                    ("capabilities", self.capabilities, CAPABILITIES)):
             unknown = sorted(given - set(known))
             if unknown:
@@ -156,6 +171,20 @@ class TaskSpec:
         reserved = sorted(set(names) & set(CORE_TABLES))
         if reserved:
             raise PluginError(f"task {self.name}: table name {reserved[0]!r} is the core's")
+        strangers = sorted(set(self.explain_tables) - set(names))
+        if strangers:
+            raise PluginError(f"task {self.name}: explain_tables names {strangers[0]!r}; its "
+                              f"tables are {', '.join(names)}")
+        if (self.explain_tables or self.explain_needs) and "explain" not in self.capabilities:
+            raise PluginError(f"task {self.name}: explain_tables and explain_needs are of no use "
+                              "without the capability 'explain'")
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """The tables whose rows `Head.explain` takes; none without the capability."""
+        if "explain" not in self.capabilities:
+            return ()
+        return self.explain_tables or tuple(table.name for table in self.tables)
 
 
 def _names(task: str, field: str, value: Iterable[str]) -> frozenset[str]:

@@ -295,6 +295,42 @@ CORE_TABLES: dict[str, TableSchema] = {
             doc="a failure: where, and what to do",
         ),
         TableSchema(
+            "explanations",
+            (
+                Column("of_table", "string", doc="the table of the row that is explained"),
+                Column("of_row", "int64",
+                       doc="its place among the video's rows of that table, from 0"),
+                Column("target", "string",
+                       doc="the number that is explained, such as p_negative or score of gun"),
+                Column("score", "float64", doc="that number, with all the evidence there"),
+                Column("score_hidden", "float64",
+                       doc="the same with all the evidence hidden; where method is shapley, the "
+                           "weights that were found together add up to score - score_hidden"),
+                Column("method", "string",
+                       doc="shapley: a piece's mean share of the score, over many ways of hiding "
+                           "other pieces, too; ablation: how much lower the score is without this "
+                           "piece alone; other names are those of a task's own methods"),
+                Column("kind", "string", doc="clip, segment or word"),
+                Column("rank", "int64", doc="among the row's evidence of this kind; 1 is what "
+                       "raises the score most"),
+                Column("weight", "float64", "of score",
+                       doc="how much it raises the score; negative where it lowers it"),
+                Column("start_s", "float64", "s", True, "start; NULL for untimed text"),
+                Column("end_s", "float64", "s", True, "end; NULL for untimed text"),
+                Column("first_clip", "int64", "", True, "first clip; NULL for text"),
+                Column("last_clip", "int64", "", True, "last clip, inclusive"),
+                Column("first_segment", "int64", "", True,
+                       "first transcript segment; NULL for clips"),
+                Column("last_segment", "int64", "", True, "last transcript segment, inclusive"),
+                Column("start_char", "int64", "", True,
+                       "where a word begins in the text of its segment, in characters from 0; "
+                       "NULL for clips and segments"),
+                Column("end_char", "int64", "", True, "one past its last character"),
+                Column("text", "string", nullable=True, doc="what is said there; NULL for clips"),
+            ),
+            doc="a piece of evidence for a row of another table",
+        ),
+        TableSchema(
             "runs",
             (
                 Column("run_id", "string", doc="unique id of the run"),

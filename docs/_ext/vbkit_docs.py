@@ -7,10 +7,13 @@
     ```{vbkit-backbones}             the declared visual backbones
     ```{vbkit-transcribers}          the shipped speech to text: options
     ```{vbkit-commands}              every command with its arguments and options
+    ```{vbkit-hooks}                 every hook: its kind and what it is for
+    ```{vbkit-checks}                what `vbkit.testing.check_task` checks
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,11 +23,13 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from vbkit import hookspecs
 from vbkit.cli import COMMANDS, cli
 from vbkit.options import options_help
 from vbkit.plugins import default_manager
 from vbkit.specs import FEATURE_OUTPUTS
 from vbkit.tables import CORE_TABLES, TableSchema
+from vbkit.testing import CHECKS
 
 
 def inline(text: str) -> list[nodes.Node]:
@@ -159,6 +164,24 @@ class Commands(Generated):
             yield self.section(f"vbkit {name}", f"command {name}", *children)
 
 
+class Hooks(Generated):
+    def make(self) -> Iterable[nodes.Node]:
+        rows = []
+        for name, hook in vars(hookspecs).items():
+            if inspect.isfunction(hook) and hasattr(hook, "vbkit_spec"):
+                first = (inspect.getdoc(hook) or "").partition("\n")[0]
+                about, _, rest = first.partition(". ")
+                kind = re.search(r"\((.+)\)$", rest)
+                rows.append((code(name), kind[1] if kind else "observer",
+                             f"{about.removesuffix('.')}."))
+        yield table(("hook", "kind", "what it is for"), rows)
+
+
+class Checks(Generated):
+    def make(self) -> Iterable[nodes.Node]:
+        yield table(("check", "what holds"), [(code(name), text) for name, text in CHECKS.items()])
+
+
 def _options(command: click.Command, context: click.Context) -> Iterable[tuple[str, str]]:
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
@@ -178,5 +201,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ("vbkit-backbones", Backbones),
         ("vbkit-commands", Commands),
     ):
+        app.add_directive(name, directive)
+    for name, directive in (("vbkit-hooks", Hooks), ("vbkit-checks", Checks)):
         app.add_directive(name, directive)
     return {"parallel_read_safe": True, "version": "1"}

@@ -14,6 +14,7 @@ from vbkit.errors import ManifestError, ModelError, UsageError
 from vbkit.evaluation.classification import classification_scores, multilabel_scores
 from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
 from vbkit_classification import CLASSIFICATION, CLASSIFICATION_CLIPS, ClassificationOptions
+from vbkit_classification.explain import explain_rows
 from vbkit_classification.model import (
     PENALTIES,
     Inputs,
@@ -79,9 +80,16 @@ class ClassificationHead(Head):
         """Whether a video may have several labels."""
         return bool(self.settings["multi"]) if self.model is not None else self.options.multi
 
+    @property
+    def guess(self) -> float:
+        """The score of a label where there is nothing to judge by."""
+        return 0.0 if self.multi else 1 / len(self.labels)
+
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """Tables `classification` and `classification_clips` of one video."""
         self._check_labels()
+        if note := features.unread_note(LANGUAGES):
+            self.context.logger.info("%s: %s by classification", features.video_id, note)
         (scores,) = self.scores([features])
         tables = {CLASSIFICATION.name: CLASSIFICATION.frame(self._rows(scores))}
         if self.options.clips and len(features.clip_times):
@@ -172,7 +180,7 @@ class ClassificationHead(Head):
             raise ManifestError(f"label {unknown[0]!r} is none of those that the head knows: "
                                 f"{', '.join(self.labels)}")
         scores = np.nan_to_num(self.scores([example.features for example in examples]),
-                               nan=0.0 if self.multi else 1 / len(self.labels))
+                               nan=self.guess)
         if self.multi:
             targets = np.array([[label in labels for label in self.labels]
                                 for _, labels in named])
@@ -182,6 +190,10 @@ class ClassificationHead(Head):
             raise ManifestError("a video has several labels, or none, but this head gives each "
                                 "video one; use -o classification.multi=true with labels by name")
         return dict(classification_scores([labels[0] for labels in single], scores, self.labels))
+
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The clips, segments and words that made labels."""
+        return explain_rows(self, features, rows)
 
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""
@@ -197,12 +209,13 @@ class ClassificationHead(Head):
 
     def _said(self, features: Features) -> Tensor:
         """(S, D) of the segments that say something, in a language that the model knows."""
-        if note := features.unread_note(LANGUAGES):
-            self.context.logger.info("%s: %s by classification", features.video_id, note)
-        kept = [place for place, (text, read) in enumerate(zip(
+        return features.segment_embeddings[self.read(features)]
+
+    def read(self, features: Features) -> list[int]:
+        """The segments that say something, in a language that the model knows."""
+        return [place for place, (text, known) in enumerate(zip(
             features.segments, features.in_languages(LANGUAGES), strict=True))
-            if read and text.strip()]
-        return features.segment_embeddings[kept]
+            if known and text.strip()]
 
     def _by_name(self, vectors: Tensor, features: Features) -> np.ndarray:
         if self._names is None:

@@ -17,6 +17,7 @@ from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_
 from vbkit.model.branch import BranchConfig
 from vbkit.model.segments import SegmentClassifier
 from vbkit_moderation import MODERATION, MODERATION_VIDEOS, ModerationOptions
+from vbkit_moderation.explain import explain_rows
 from vbkit_moderation.model import VisualModel, supported
 from vbkit_moderation.policy import NEVER, Rule, make_policy
 from vbkit_moderation.spans import clip_spans, gravest, segment_spans
@@ -227,6 +228,12 @@ class ModerationHead(Head):
             best[name] = max(best.get(name, 0.0), float(np.nanmax(values)))
         return best
 
+    def scores_of(self, features: Features, modality: str, category: str) -> np.ndarray:
+        """Scores of a category: of the clips (C,), or of the segments (S,), NaN where one is
+        silent or not read; empty where it is not looked for, or there are none."""
+        return next((values for found, name, _, values in self._scored(features)
+                     if (found, name) == (modality, category)), np.zeros(0))
+
     def _scored(self, features: Features) -> list[tuple[str, str, Rule, np.ndarray]]:
         """Modality, category, rule and probabilities of all that the policy looks for.
 
@@ -245,6 +252,10 @@ class ModerationHead(Head):
         return [(modality, name, rule, values) for modality, scores in parts
                 for name, values in scores.items()
                 if (rule := self.policy.rule(name, modality)) is not None]
+
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The clips or words that made rows."""
+        return explain_rows(self, features, rows)
 
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""

@@ -19,6 +19,7 @@ from vbkit.evaluation.spans import Span, overlap, span_scores
 from vbkit.heads import Example, Head, HeadContext, load_head, save_head
 from vbkit_qa import QA_TABLE, QaOptions
 from vbkit_qa.calibration import Logistic, log_odds
+from vbkit_qa.explain import explain_rows
 from vbkit_qa.reader import (
     Reader,
     ReaderConfig,
@@ -90,6 +91,8 @@ class QaHead(Head):
         questions = list(features.questions)
         if not questions:
             return {"qa": QA_TABLE.empty()}
+        if note := features.unread_note({self.language}):
+            self.context.logger.info("%s: %s by qa", features.video_id, note)
         asked = list(dict.fromkeys(questions))
         found: dict[str, list[dict[str, Any]]] = {question: [] for question in asked}
         sure: dict[str, float] = dict.fromkeys(asked, 0.0)
@@ -106,7 +109,6 @@ class QaHead(Head):
             rows = rows[:1] + [row for row in rows[1:] if row["score"] >= LEAST_SCORE]
             rows = rows or [_nothing()]
             no_answer = rows[0]["answer"] is None or sure[question] < self.options.answerable
-            note = features.unread_note({self.language})
             out += [{"question": question, "rank": rank, "no_answer": no_answer, "note": note,
                      **row}
                     for rank, row in enumerate(rows, 1)]
@@ -157,6 +159,15 @@ class QaHead(Head):
         phrase = prompt_of(question)
         return [" ".join(content_words(question)), *([phrase] if phrase is not None else [])]
 
+    def found_in(self, modality: str, question: str, features: Features) -> list[dict[str, Any]]:
+        """Answers from the transcript (text) or the picture (visual), as rows, in no order."""
+        part = self._read if modality == "text" else self._look
+        return part([question], features).get(question, ([], 0.0))[0]
+
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The segments, words or clips that made answers."""
+        return explain_rows(self, features, rows)
+
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
         save_head(path, self.tensors, self.settings)
@@ -176,8 +187,6 @@ class QaHead(Head):
     def _read(self, questions: list[str],
               features: Features) -> dict[str, tuple[list[dict[str, Any]], float]]:
         """Rows from the transcript, and the probability that it answers, by question."""
-        if note := features.unread_note({self.language}):
-            self.context.logger.info("%s: %s by qa", features.video_id, note)
         # What is in another language is left out, and the rest is read as if it were all.
         place = np.flatnonzero(features.in_languages({self.language}))
         texts = [features.segments[i] for i in place]

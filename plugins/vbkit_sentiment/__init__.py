@@ -83,6 +83,6 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         ),
         tables=(SENTIMENT, SENTIMENT_VIDEOS),
         options=SentimentOptions,
-        capabilities=frozenset({"finetune", "evaluate"}),
+        capabilities=frozenset({"finetune", "evaluate", "explain"}),
         labels=("label", "score"),
     )

@@ -17,6 +17,7 @@ from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_
 from vbkit.model.branch import BranchConfig
 from vbkit.model.segments import Passage, SegmentClassifier
 from vbkit_sentiment import LABELS, SENTIMENT, SENTIMENT_VIDEOS, SentimentOptions
+from vbkit_sentiment.explain import explain_rows
 from vbkit_sentiment.model import PictureSentiment, trusted
 from vbkit_sentiment.rows import clip_rows, segment_rows, silent_clips, speech_mask, video_row
 
@@ -127,8 +128,7 @@ class SentimentHead(Head):
         passages = []
         for example in examples:
             features = example.features
-            speech = np.flatnonzero(speech_mask(features.segments)
-                                    & features.in_languages(LANGUAGES))
+            speech = np.flatnonzero(self.read(features))
             if not len(speech):
                 continue
             given = example.label("label")
@@ -188,12 +188,24 @@ class SentimentHead(Head):
         return [(*_label_of(value, example.video_id), row)
                 for value, row in zip(given if by_segment else [given], p, strict=True)]
 
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The words, segments and clips that made rows."""
+        return explain_rows(self, features, rows)
+
     def save_pretrained(self, path: Path) -> None:
         """Write weights and settings into the folder `path`."""
         tensors = {f"picture.{name}": value
                    for name, value in self.picture.state_dict().items()}
         tensors |= self.text.state("text.")
         save_head(path, tensors, self.settings)
+
+    def segment_probabilities(self, features: Features) -> np.ndarray:
+        """(S, 3) in the order of `LABELS`; NaN where a segment cannot be judged."""
+        return self._of_segments(features, self.read(features))
+
+    def read(self, features: Features) -> np.ndarray:
+        """(S,) bool: which segments say something, in a language that is known."""
+        return speech_mask(features.segments) & features.in_languages(LANGUAGES)
 
     def _of_segments(self, features: Features, speech: np.ndarray) -> np.ndarray:
         probabilities = np.full((len(features.segments), 3), np.nan)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vbkit_sentiment import LABELS
 
-__all__ = ["clip_rows", "segment_rows", "silent_clips", "speech_mask", "video_row"]
+__all__ = ["clip_rows", "duration_of", "segment_rows", "silent_clips", "speech_mask", "video_row"]
 
 _OVERLAP_S = 0.05
 """Overlap (s) that still counts as none: subtitles are timed to about a frame."""
@@ -87,7 +87,7 @@ def video_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     judged = [row for row in rows if row["label"] is not None]
     if not judged:
         return {**_judged(np.full(3, np.nan)), "n_rows": 0}
-    weights = np.array([_duration(row) for row in judged])
+    weights = np.array([duration_of(row) for row in judged])
     if weights.sum() <= 0:
         weights = np.ones(len(judged))
     table = np.array([[row[name] for name in _PROBABILITIES] for row in judged])
@@ -105,7 +105,8 @@ def _judged(probabilities: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _duration(row: dict[str, Any]) -> float:
+def duration_of(row: dict[str, Any]) -> float:
+    """By how much a row counts in its video (s)."""
     if np.isnan(row["start_s"]):
         return len(row["text"].split()) / 2.5
     return max(float(row["end_s"] - row["start_s"]), 0.0)

@@ -89,6 +89,8 @@ def vbkit_tasks() -> Iterator[TaskSpec]:
                          "clip_times", "clip_embeddings"}),
         tables=(SUMMARY_TABLE, SEGMENTS_TABLE, CHAPTERS_TABLE),
         options=SummarisationOptions,
-        capabilities=frozenset({"finetune", "evaluate"}),
+        capabilities=frozenset({"finetune", "evaluate", "explain"}),
+        explain_tables=(SEGMENTS_TABLE.name,),
+        explain_needs=frozenset({"encode_text"}),
         labels=("selected", "summary"),
     )

@@ -22,6 +22,7 @@ from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_
 from vbkit.model.branch import BranchConfig, TextBranch
 from vbkit_summarisation import CHAPTERS_TABLE, SEGMENTS_TABLE, SUMMARY_TABLE, SummarisationOptions
 from vbkit_summarisation.chapters import boundaries, title_of
+from vbkit_summarisation.explain import explain_rows
 from vbkit_summarisation.selector import Selector, SelectorConfig, score_sentences
 from vbkit_summarisation.text import words
 from vbkit_summarisation.training import Summarised, calibrate, fit_selector
@@ -117,7 +118,7 @@ class SummarisationHead(Head):
     def predict(self, features: Features) -> dict[str, pd.DataFrame]:
         """The tables `summarisation`, `summarisation_segments` and `chapters` of one video."""
         texts = features.segments
-        known = np.flatnonzero(features.in_languages({self.language})).tolist()
+        known = self._known(features)
         note = features.unread_note({self.language})
         if note is not None:
             self.context.logger.info("%s: %s by summarisation", features.video_id, note)
@@ -237,6 +238,10 @@ class SummarisationHead(Head):
                                          for first, last in units], selected))
         return found
 
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """The words, segments and clips for which segments and clips are selected."""
+        return explain_rows(self, features, rows)
+
     def save_pretrained(self, path: Path) -> None:
         """Write the head's weights and settings into the folder `path`."""
         save_head(path, self.tensors, self.settings)
@@ -275,7 +280,29 @@ class SummarisationHead(Head):
         full = sum(length >= 4 for length in lengths)
         return max(1, min(n, 12, round(1.5 * math.sqrt(max(1, full) / 6) + 0.5)))
 
+    def _known(self, features: Features) -> list[int]:
+        """The segments that are not in another language."""
+        known: list[int] = np.flatnonzero(features.in_languages({self.language})).tolist()
+        return known
+
+    def sentences(self, features: Features) -> list[list[int]]:
+        """Segments that are scored as one; those in another language are in none."""
+        known = self._known(features)
+        units = sentence_units([features.segments[s] for s in known],
+                               features.segment_times[known])
+        return [known[first:last] for first, last in units]
+
+    def segment_scores(self, features: Features) -> list[float | None]:
+        """S probabilities of belonging in a summary; None where there is none."""
+        return [item.score for item in self._said(features, self._known(features))]
+
     # What is shown
+
+    def clips_shown(self, features: Features) -> list[int]:
+        """The clips that have a row of their own."""
+        if features.segments:
+            return self._silent(features)
+        return list(range(len(features.clip_times)))
 
     def _silent(self, features: Features) -> list[int]:
         """Clips in which nobody speaks, where the transcript is timed."""

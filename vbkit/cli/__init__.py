@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name -> (where it is, its line in `vbkit --help`)
     "run": ("vbkit.cli.run:run", "Read videos and write the tables of the chosen tasks."),
     "ask": ("vbkit.cli.run:ask", "Ask a question of the videos in a results folder."),
+    "explain": ("vbkit.cli.explain:explain", "Say which clips and words made a row of a table."),
     "search": ("vbkit.cli.run:search", "Find the moments that a text describes."),
     "tables": ("vbkit.cli.tables:tables", "List the tables of a results folder."),
     "show": ("vbkit.cli.tables:show", "Print a table."),
@@ -53,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("vbkit.cli.plugins:models", "List the named models."),
     "transcribers": ("vbkit.cli.plugins:transcribers", "List what hears speech, or describe one."),
     "doctor": ("vbkit.cli.doctor:doctor", "Check this installation, and say what to do."),
+    "new-plugin": ("vbkit.cli.new_plugin:new_plugin", "Write the plugin of a new task."),
 }
 
 

@@ -16,6 +16,7 @@ import click
 from vbkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from vbkit.engine import Engine
     from vbkit.engine.run import Progress, RunResult
 
 __all__ = ["ask", "run", "search"]
@@ -360,14 +361,20 @@ def _library(out: Path, options: dict[str, Any]) -> Any:
     from vbkit.store import list_tables
 
     list_tables(out)  # says so, before a model is loaded, where this is no results folder
+    from vbkit.engine.library import Library
+
+    return Library(open_engine(out, options), out)
+
+
+def open_engine(out: Path, options: dict[str, Any]) -> Engine:
+    """An engine with the model of a results folder's last run, where no other is named."""
     from vbkit.engine import Engine
-    from vbkit.engine.library import Library, last_run
+    from vbkit.engine.library import last_run
 
     last = last_run(out)
     precision = options["precision"] if options["precision"] != "auto" else last.precision
-    engine = Engine(options["model"] or last.model, options["device"], precision=precision,
-                    cache=options["cache"])
-    return Library(engine, out)
+    return Engine(options["model"] or last.model, options["device"], precision=precision,
+                  cache=options["cache"])
 
 
 def _tell_missing(library: Any) -> None:

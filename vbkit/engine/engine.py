@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from vbkit.plugins import Declared, PluginManager, check_tables, default_manager
 from vbkit.sources import expand_inputs
 from vbkit.specs import TaskSpec
 from vbkit.store import ResultStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Engine", "RunResult"]
 
@@ -224,6 +227,33 @@ class Engine:
             result = runner.run(found.sources, notes)
             self._keep_index(store.out)
         return result
+
+    def explain(self, out: str | Path, table: str, rows: int | Sequence[int], *,
+                head: str | Path | None = None, save: bool = False) -> pd.DataFrame:
+        """Which clips, segments and words made rows of a results folder; no video is opened.
+
+        Args:
+            out: the results folder, made with this model.
+            table: a table of a task that explains its rows.
+            rows: number or numbers of rows in `vbkit.load_table(out, table)`, from 0.
+            head: folder of a fine-tuned head; None for the one that wrote the rows.
+            save: write what is found into the table `explanations`, too.
+
+        Returns:
+            The table `explanations` of these rows, the strongest evidence first.
+
+        Raises:
+            UsageError: there is no such row, or it cannot be explained.
+            StoreError: the folder cannot be read or written, or its features are no longer in
+                the cache.
+        """
+        from vbkit.engine.explain import choose_rows, explain_rows
+
+        numbers = [rows] if isinstance(rows, int) else list(rows)
+        if not numbers:
+            raise UsageError("name at least one row to explain")
+        chosen = choose_rows(self.manager, out, table, numbers)
+        return explain_rows(self, out, chosen, head=head, save=save)
 
     def heads(
         self,

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,13 @@ from vbkit.errors import StoreError, UsageError
 from vbkit.features import Features
 from vbkit.media.types import Segment, Transcript
 from vbkit.sources import Source
-from vbkit.store import load_table
+from vbkit.store import ResultStore, load_table
 from vbkit.store.layout import file_name, read_whole, table_folder
 
 if TYPE_CHECKING:
     from vbkit.engine.cache import FeatureCache
     from vbkit.engine.engine import Engine
+    from vbkit.engine.run import HeadRunner
     from vbkit.heads import Head
 
 __all__ = ["MOST_READ", "Library", "last_run"]
@@ -97,9 +98,10 @@ class Library:
         Args:
             needs: names of the outputs to make.
             questions: handed on as `features.questions`.
-            videos: ids of videos of `index()`, to have only those.
+            videos: ids of videos, to have only those.
         """
-        prepared = self._prepared() if videos is None else map(self._prepared_of, videos)
+        prepared = self._prepared() if videos is None else chain.from_iterable(
+            map(self._prepared_of, videos))
         yield from self._encoded(prepared, needs, questions)
 
     def _encoded(self, prepared: Iterable[Prepared], needs: frozenset[str],
@@ -126,10 +128,19 @@ class Library:
             if row["status"] != "failed":
                 yield _prepared(row, spoken.get(str(row["video_id"]), ()))
 
-    def _prepared_of(self, video_id: str) -> Prepared:
-        index = self._index if self._index is not None else self.index()
-        row = index.about[index.places[video_id]]["row"]
-        return _prepared(row, self._segments(video_id))
+    def _prepared_of(self, video_id: str) -> Iterator[Prepared]:
+        """A video, or nothing where it is not there or failed; the other files stay closed."""
+        place = self._index.places.get(video_id) if self._index is not None else None
+        if self._index is not None and place is not None:
+            row = self._index.about[place]["row"]
+        else:
+            try:
+                path = table_folder(self.out, "videos") / file_name(video_id)
+                row = read_whole(path, _ROW)[1].to_pylist()[0]
+            except FileNotFoundError:
+                return
+        if row["status"] != "failed":
+            yield _prepared(row, self._segments(video_id))
 
     def _segments(self, video_id: str) -> list[dict[str, Any]]:
         """The rows of `segments` of one video."""
@@ -146,6 +157,13 @@ class Library:
         if not here and video_id not in self.missing:
             self.missing.append(video_id)
         return here
+
+    def is_current(self, runner: HeadRunner, table: str, video_id: str) -> bool:
+        """Whether a video's rows in a table are what a task would write now."""
+        written = ResultStore(self.out).fingerprint(table, video_id)
+        return written is None or any(
+            written == runner.row_fingerprint(self.engine.bundle, prepared)
+            for prepared in self._prepared_of(video_id))
 
     # --- the index ----------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ import torch
 from vbkit.engine.bundle import Bundle
 from vbkit.engine.pipeline import Encoded, Pipeline, Prepared, Request
 from vbkit.errors import PluginError, SchemaError, VbkitError
+from vbkit.explanations import check_explanations
 from vbkit.features import Features
 from vbkit.heads import Head, HeadContext
 from vbkit.options import options_json
@@ -32,6 +33,7 @@ from vbkit.plugins import PluginManager, strict
 from vbkit.runs import Failure, RunInfo, RunReport
 from vbkit.specs import TaskSpec, load_object
 from vbkit.store import ResultStore, list_tables
+from vbkit.store.explained import forget_explanations
 from vbkit.tables import CORE_TABLES, TableSchema
 
 if TYPE_CHECKING:
@@ -106,6 +108,10 @@ class HeadRunner:
                             bundle.fingerprint_of(self.spec.needs),
                             bundle.visual_key])
 
+    def row_fingerprint(self, bundle: Bundle, prepared: Prepared) -> str:
+        """Of all that its rows of one input depend on."""
+        return row_fingerprint(self.identity(bundle), prepared)
+
     def predict(self, features: Features,
                 questions: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
         """The head's tables, each checked against its schema.
@@ -143,6 +149,22 @@ class HeadRunner:
                               f"not declare; declared are {', '.join(known)}")
         return {name: schema.conform(tables[name]) if name in tables else schema.empty()
                 for name, schema in known.items()}
+
+    def explain(self, features: Features, rows: pd.DataFrame) -> pd.DataFrame:
+        """What made rows of one of the task's tables, checked against `EXPLANATIONS`.
+
+        Args:
+            features: at least what the task's `needs` and `explain_needs` name.
+            rows: of one video, as `Head.explain` takes them.
+
+        Raises:
+            Exception: whatever the head raises.
+            SchemaError: its table breaks the schema.
+        """
+        head = self.ready()
+        given = features.restrict(self.spec.needs | self.spec.explain_needs)
+        with torch.no_grad():
+            return check_explanations(head.explain(given, rows), rows)
 
     def ready(self) -> Head:
         """The head, set up.
@@ -325,9 +347,7 @@ class Runner:
         return _Todo(tuple(tasks), questions, core, kept)
 
     def _row_fingerprint(self, task: HeadRunner, prepared: Prepared) -> str:
-        return fingerprint([self._identities[task.spec.name], prepared.content_id,
-                            prepared.transcript_id, prepared.language,
-                            prepared.segment_languages])
+        return row_fingerprint(self._identities[task.spec.name], prepared)
 
     def _core_fingerprint(self, prepared: Prepared) -> str:
         return fingerprint([prepared.content_id, prepared.transcript_id, prepared.language,
@@ -374,6 +394,7 @@ class Runner:
                 "task": task.spec.name, "plugin": task.origin, "model": info.model,
                 "model_fingerprint": self.bundle.fingerprint,
                 "options": options_json(task.options),
+                "head": str(task.context.head_path.absolute()) if task.context.head_path else "",
                 "questions": json.dumps(
                     [*kept, *todo.questions[task.spec.name]] if task.by_question else []),
             }
@@ -502,6 +523,8 @@ class Runner:
         todo = encoded.request.token
         lost = [schema.name for task in todo.tasks for schema in task.spec.tables
                 if schema.name not in tables and not todo.kept.get(task.spec.name)]
+        replaced = {schema.name for task in todo.tasks for schema in task.spec.tables
+                    if not todo.kept.get(task.spec.name)}  # answers are added after kept ones
         now = _input_of(encoded.request.prepared)
         pictures = [(keyframe_name(encoded.request.prepared.content_id, moment), jpeg)
                     for moment, jpeg in encoded.keyframes]
@@ -513,6 +536,7 @@ class Runner:
                      if name not in schemas and name not in CORE_TABLES] if before != now else []
             for name in (*lost, *other, *(["words"] if "words" not in schemas else [])):
                 store.remove(name, video_id)
+            forget_explanations(store, video_id, {*replaced, *other})
             for name, jpeg in pictures:
                 if not (store.out / name).exists():
                     store.write_file(name, jpeg)
@@ -546,6 +570,7 @@ class Runner:
         if self.store is not None:
             return StoredTables(self.store.out)
         schemas = {**CORE_TABLES, **{s.name: s for t in self.tasks for s in t.spec.tables}}
+        del schemas["explanations"]  # no run writes them
         out = {}
         for name, schema in schemas.items():
             parts = [frame for frame in self._memory[name] if len(frame)]
@@ -598,6 +623,12 @@ def _input_of(prepared: Prepared) -> str:
 def fingerprint(value: Any) -> str:
     """A short hash of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def row_fingerprint(identity: str, prepared: Prepared) -> str:
+    """Of a task's rows of one input: `identity` is `HeadRunner.identity`."""
+    return fingerprint([identity, prepared.content_id, prepared.transcript_id,
+                        prepared.language, prepared.segment_languages])
 
 
 def _folder_digest(folder: Path | None) -> str:

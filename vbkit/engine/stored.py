@@ -14,14 +14,15 @@ from vbkit.engine.engine import Engine
 from vbkit.engine.library import Library, last_run
 from vbkit.engine.pipeline import Request
 from vbkit.errors import FeatureError, StoreError, UsageError
-from vbkit.specs import FEATURE_OUTPUTS
+from vbkit.specs import CONTEXT_OUTPUTS, FEATURE_OUTPUTS
 
 if TYPE_CHECKING:
     from vbkit.features import Features
 
 __all__ = ["VideoFeatures", "load_features"]
 
-ARRAYS = frozenset(FEATURE_OUTPUTS) - {"frames", "encode_text", "joint", "generate"}
+ARRAYS = frozenset(FEATURE_OUTPUTS) - CONTEXT_OUTPUTS - {
+    "frames", "encode_text", "joint", "generate"}
 
 
 class VideoFeatures:
