@@ -68,6 +68,6 @@ def vbkit_tasks() -> Iterator[TaskSpec]:
                          "clip_embeddings", "encode_text"}),
         tables=(QA_TABLE,),
         options=QaOptions,
-        capabilities=frozenset({"evaluate", "explain"}),
+        capabilities=frozenset({"finetune", "evaluate", "explain"}),
         labels=("answer_start", "answer_start_s", "answer"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from vbkit.errors import ManifestError
 from vbkit.evaluation.classification import calibration_error
 from vbkit.evaluation.spans import Span, overlap, span_scores
-from vbkit.heads import Example, Head, HeadContext, load_head, save_head
+from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
 from vbkit_qa import QA_TABLE, QaOptions
 from vbkit_qa.calibration import Logistic, log_odds
 from vbkit_qa.explain import explain_rows
@@ -30,6 +31,7 @@ from vbkit_qa.reader import (
     spans_of,
 )
 from vbkit_qa.text import content_words, lexical_features, segment_features, words
+from vbkit_qa.training import Answered, Asked, fit_reader, recalibrated
 from vbkit_qa.visual import (
     find_moments,
     names_somebody,
@@ -114,6 +116,64 @@ class QaHead(Head):
                     for rank, row in enumerate(rows, 1)]
         return {"qa": QA_TABLE.frame(out)}
 
+    def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
+        """Go on training the readers of transcripts; what finds moments in the picture stays.
+
+        A row asks one question and says where its answer is: `answer_start` and `answer_end`
+        (segments), or `answer_start_s` and `answer_end_s`. The pass with the least validation loss
+        is kept. Scores are calibrated on the validation questions where there are enough of them.
+        """
+        learning, held = self._answered(train), self._answered(val)
+        if not learning or not held:
+            raise ManifestError(
+                "qa learns from questions to transcripts: there must be rows with a question and "
+                "answer_start and answer_end (or answer_start_s and answer_end_s) to learn from, "
+                "and some to validate with")
+        for member, reader in enumerate(self.readers):
+            apart = replace(options, seed=options.seed + member, checkpoint=(
+                None if options.checkpoint is None else options.checkpoint / f"reader{member}"))
+            fit_reader(reader, learning, held, apart)
+            self.tensors |= {f"reader.{member}.{name}": value
+                             for name, value in reader.state_dict().items()}
+        odds, right = [], []
+        with torch.no_grad():
+            for item in held:
+                given = item.given
+                scores = torch.stack([
+                    reader.score_spans(reader(given.asked, given.segments, given.evidence),
+                                       given.spans).log_softmax(1)
+                    for reader in self.readers]).mean(0).float().cpu()
+                for q, row in enumerate(scores):
+                    ((first, last, mass),) = choose(row, given.spans, 1)
+                    seen = span_evidence(first, last, mass, row, given.spans, given.asked[q],
+                                         given.segments, given.lexical[q])
+                    odds.append(log_odds(self.right(seen.span) * self.found(seen.subject)))
+                    right.append(item.is_right(q, first, last))
+        self.score = recalibrated(self.score, odds, right)
+        self.settings = {**self.settings, "score": self.score.to_settings(), "validation": {}}
+
+    def _answered(self, examples: Sequence[Example]) -> list[Answered]:
+        """The questions of each transcript that it answers, with where."""
+        found = []
+        for example in examples:
+            features = example.features
+            questions, spans = [], []
+            place = np.flatnonzero(features.in_languages({self.language})).tolist()
+            for row in example.rows:
+                asked = row.get("question") or []
+                wanted = _answer_of(row, features.segment_times)
+                if wanted is None or len(asked) != 1:
+                    continue
+                inside = [k for k, segment in enumerate(place)
+                          if wanted[0] <= segment <= wanted[1]]
+                if inside:
+                    questions.append(asked[0])
+                    spans.append((inside[0], inside[-1]))
+            given = self._asked(questions, features) if questions else None
+            if given is not None:
+                found.append(Answered(given, torch.tensor(spans)))
+        return found
+
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Metrics of the first answers.
 
@@ -184,25 +244,35 @@ class QaHead(Head):
 
     # From the transcript
 
-    def _read(self, questions: list[str],
-              features: Features) -> dict[str, tuple[list[dict[str, Any]], float]]:
-        """Rows from the transcript, and the probability that it answers, by question."""
+    def _asked(self, questions: Sequence[str], features: Features) -> Asked | None:
+        """What the reader sees of questions to a transcript; None where nothing is said in it."""
         # What is in another language is left out, and the rest is read as if it were all.
         place = np.flatnonzero(features.in_languages({self.language}))
         texts = [features.segments[i] for i in place]
         if not any(words(text) for text in texts):
-            return {}
+            return None
         segments = features.segment_embeddings[torch.from_numpy(place)]
-        times = features.segment_times[place]
         keywords = [" ".join(content_words(question)) for question in questions]
         encoded = self._encode([*questions, *keywords], features).to(segments)
         asked, keys = encoded[: len(questions)], encoded[len(questions):]
         lexical = torch.from_numpy(lexical_features(questions, texts)).to(segments)
         structure = torch.from_numpy(segment_features(texts)).to(segments)
-        evidence = evidence_of(asked, keys, segments, lexical, structure)
-        spans = spans_of(len(texts), longest_answer(len(texts), self.config.max_span))
+        return Asked(place, asked, segments, lexical,
+                     evidence_of(asked, keys, segments, lexical, structure),
+                     spans_of(len(texts), longest_answer(len(texts), self.config.max_span)))
+
+    def _read(self, questions: list[str],
+              features: Features) -> dict[str, tuple[list[dict[str, Any]], float]]:
+        """Rows from the transcript, and the probability that it answers, by question."""
+        given = self._asked(questions, features)
+        if given is None:
+            return {}
+        place, asked, segments, lexical = given.place, given.asked, given.segments, given.lexical
+        texts = [features.segments[i] for i in place]
+        times = features.segment_times[place]
+        spans = given.spans
         scores = torch.stack([
-            reader.score_spans(reader(asked, segments, evidence), spans).log_softmax(1)
+            reader.score_spans(reader(asked, segments, given.evidence), spans).log_softmax(1)
             for reader in self.readers]).mean(0).float().cpu()
         out: dict[str, tuple[list[dict[str, Any]], float]] = {}
         for q, question in enumerate(questions):
@@ -282,6 +352,20 @@ def _seconds_of(found: pd.Series[Any], row: Mapping[str, Any]) -> tuple[Span | N
         return None, true, None
     span = (float(found["start_s"]), float(found["end_s"]))
     return span, true, sum(span) / 2
+
+
+def _answer_of(row: Mapping[str, Any], times: np.ndarray) -> tuple[int, int] | None:
+    """The segments, first and last, that a row says the answer is in; None where it says none."""
+    if row.get("answer_start") is not None:
+        _, (start, end), _ = _segments_of(pd.Series({"first_segment": pd.NA}), row)
+        return int(start), int(end) - 1
+    if row.get("answer_start_s") is None:
+        return None
+    _, (start, end), _ = _seconds_of(pd.Series({"start_s": pd.NA}), row)
+    length = np.maximum(times[:, 1] - times[:, 0], 1e-6)
+    common = np.minimum(times[:, 1], end) - np.maximum(times[:, 0], start)
+    inside = np.flatnonzero(common >= 0.5 * np.minimum(length, max(end - start, 1e-6)))
+    return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
 
 def _token_f1(said: str, true: str) -> float:

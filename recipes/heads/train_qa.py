@@ -44,6 +44,7 @@ from vbkit_qa.reader import (
     spans_of,
 )
 from vbkit_qa.text import content_words, lexical_features, segment_features, stem, words
+from vbkit_qa.training import span_loss
 from vbkit_qa.visual import find_moments, standardise, visual_evidence
 
 CONFIG = ReaderConfig()
@@ -142,19 +143,6 @@ def recipes(encoder: Encoder, data: Path) -> list[Reading]:
     return out
 
 
-def loss(reader: Reader, item: Reading, chosen: Tensor) -> Tensor:
-    """Cross-entropy of the probability of spans that agree by half or more with the answer."""
-    scores = reader.score_spans(
-        reader(item.asked[chosen], item.segments, item.evidence[chosen]), item.spans)
-    log_p, agree = scores.log_softmax(1), item.agree[chosen]
-    target = torch.where(agree >= 0.5, agree**2, 0.0)
-    known = target.sum(1) > 0
-    target = target / target.sum(1, keepdim=True).clamp(min=1e-6)
-    likeliest = -(target * log_p).sum(1)
-    agreeing = -torch.logsumexp(log_p.masked_fill(agree < 0.5, -1e4), 1)
-    return (0.3 * likeliest + 0.7 * agreeing)[known].sum() / max(1, int(known.sum()))
-
-
 def train(items: list[Reading], seed: int, epochs: int, start: Reader | None = None,
           rate: float = 2e-3, decay: float = 0.05) -> Reader:
     """A reader, from scratch or from `start`; its weights are a mean over the last steps."""
@@ -173,7 +161,7 @@ def train(items: list[Reading], seed: int, epochs: int, start: Reader | None = N
         for item in order[2 * step: 2 * step + 2]:
             n = len(item.questions)
             chosen = torch.from_numpy(random.choice(n, min(n, 16), replace=False))
-            total = total + loss(reader, item, chosen) / 2
+            total = total + span_loss(reader, item, item.agree, chosen) / 2
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
