@@ -126,7 +126,7 @@ def test_moderation_says_what_it_lacks_to_learn(engine, tmp_path: Path) -> None:
     path = manifest(tmp_path / "m.jsonl", [
         {"id": str(n), "text": text, "label": "none", "split": split(n)}
         for n, text in enumerate(PLANS)])
-    with pytest.raises(ManifestError, match="nothing can be learnt.*offensive"):
+    with pytest.raises(ManifestError, match=r"nothing can be learnt.*offensive"):
         finetune(engine, "moderation", path, tmp_path / "head")
 
 

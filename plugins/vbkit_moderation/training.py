@@ -94,15 +94,22 @@ def fit_visual(model: VisualModel, train: Labelled, val: Labelled, columns: Sequ
 
 def fit_text(model: SegmentClassifier, train: Labelled, val: Labelled, columns: Sequence[int],
              options: FitOptions) -> Tensor:
-    """Train the classifier of segments; the greatest logits (V, K) of the validation videos."""
-    chosen = list(columns)
+    """Train the classifier of segments; the greatest logits (V, K) of the validation videos.
 
+    What the branch learns for some categories would move the others too, so the logits of those
+    are held to what they were (Li and Hoiem, "Learning without forgetting", ECCV 2016).
+    """
+    chosen = list(columns)
+    others = [column for column in range(train.labels.shape[1]) if column not in chosen]
+
+    @torch.no_grad()
     def passages(part: Labelled) -> list[Passage]:
         weights = _weights(part.labels)
         out = []
         for video, texts in enumerate(part.rows):
             row = np.concatenate([[video], part.labels[video], weights[video]])
-            out.append(Passage(texts, torch.from_numpy(row).float().expand(len(texts), -1)))
+            out.append(Passage(texts, torch.cat([
+                torch.from_numpy(row).float().expand(len(texts), -1), model(texts).cpu()], 1)))
         return out
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -111,9 +118,12 @@ def fit_text(model: SegmentClassifier, train: Labelled, val: Labelled, columns: 
         greatest = logits.new_full((len(videos), count), -torch.inf).scatter_reduce(
             0, owner[:, None].expand(-1, count), logits, "amax")
         first = torch.stack([(owner == k).nonzero()[0, 0] for k in range(len(videos))])
-        labels, weights = target[first, 1:].split(count, 1)
-        return F.binary_cross_entropy_with_logits(
-            greatest[:, chosen], labels[:, chosen], weights[:, chosen])
+        labels, weights, before = target[:, 1:].split(count, 1)
+        loss = F.binary_cross_entropy_with_logits(
+            greatest[:, chosen], labels[first][:, chosen], weights[first][:, chosen])
+        if others:
+            loss = loss + F.mse_loss(logits[:, others], before[:, others])
+        return loss
 
     model.fit(passages(train), passages(val), loss, options, shorter=0.0)
     with torch.no_grad():
@@ -124,8 +134,10 @@ def settle(old: dict[str, Any], logits: Tensor, labels: np.ndarray,
            false_alarms: float) -> dict[str, Any]:
     """A category's calibration and threshold from validation videos.
 
-    Platt's scaling, drawn to the calibration that it had, as there may be few videos; `block` is
-    never reached, since so few cannot show that it is safe.
+    Platt's scaling, drawn to the calibration that it had, as there may be few videos. `review` is
+    where most videos are found among the thresholds that keep the rate of false alarms, and of
+    these the one nearest to a half. `block` is never reached, since so few cannot show that it is
+    safe.
     """
     judged = torch.isfinite(logits)
     x, y = logits[judged].double(), torch.from_numpy(labels)[judged].double()
@@ -144,7 +156,10 @@ def settle(old: dict[str, Any], logits: Tensor, labels: np.ndarray,
     with torch.enable_grad():
         optimiser.step(closure)
     slope, offset = parameters.detach().tolist()
-    scores = torch.sigmoid(slope * x + offset)
-    review = float(torch.quantile(scores[y == 0], 1 - false_alarms)) + 1e-6
-    return {**old, "calibration": [slope, offset], "review": min(review, 1.0), "block": None,
+    scores = torch.sigmoid(slope * x + offset).numpy()
+    shows = y.numpy() > 0
+    kept = [t for t in np.linspace(0.01, 0.99, 99).round(2).tolist()
+            if (scores[~shows] >= t).mean() <= false_alarms] or [0.99]
+    review = max(kept, key=lambda t: (float((scores[shows] >= t).mean()), -abs(t - 0.5)))
+    return {**old, "calibration": [slope, offset], "review": review, "block": None,
             "measured": {"validation_videos": len(x), "false_alarms": false_alarms}}
