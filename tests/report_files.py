@@ -102,6 +102,10 @@ def video_rows(video_id: str, *, clips: int = 20, seed: int = 0, said: str | Non
             "transcript_source": "sidecar", "language": "en"}],
         "segments": [{"segment": i, "start_s": start, "end_s": end, "text": text}
                      for i, ((start, end), text) in enumerate(zip(segments, texts, strict=True))],
+        "words": [{"segment": i, "word": 0, "start_s": start, "end_s": start + 0.2,
+                   "text": text.split()[0]}
+                  for i, ((start, _), text) in enumerate(zip(segments, texts, strict=True))
+                  if text.strip()],
         "clips": [{"clip": i, "start_s": start, "end_s": end,
                    "caption": f"a person {rng.choice(['walks', 'cooks', 'speaks'])} in a room",
                    "keyframe": f"keyframes/{seed % 50:02d}/{i % 40:02d}.jpg" if keyframes else None}

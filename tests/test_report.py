@@ -125,6 +125,7 @@ def test_every_row_of_a_video_is_there(out: Path, made: Page):
                                "doc": "how much it looks like people"}
     assert not meta["tables"]["people"]["known"]
     assert meta["tables"]["segments"]["known"]
+    assert "words" not in meta["tables"]  # the transcript has them
 
 
 def test_tables_of_other_tasks_with_a_row_a_video_are_in_the_list(made: Page):

@@ -41,6 +41,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
                      "weight", "start_s", "end_s", "text"),
     "qa": ("question", "rank", "answer", "score", "no_answer", "start_s", "end_s", "modality"),
 }
+_LEFT_OUT = frozenset({"words"})  # core tables whose rows say nothing that others do not show
 _HIDDEN = frozenset({"keyframe"})  # columns that are read, but stay out of the page
 _MOST_ROWS = 500_000  # of all tables and videos together
 _CAPS = (10_000, 5_000, 2_000, 1_000, 500, 200, 100, 50, 20)
@@ -150,7 +151,7 @@ def read_content(out: Path) -> Content:
     strangers: set[str] = set()
     runs: list[dict[str, Any]] = []
     for name in names:
-        if name == "videos":
+        if name == "videos" or name in _LEFT_OUT:
             continue
         try:
             table = load_table(out, name)
