@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contexts import context
 from hypothesis import given
 from hypothesis import strategies as st
 
 import vbkit_moderation
 from vbkit.errors import ModelError, OptionError
 from vbkit.features import Features
-from vbkit.heads import HeadContext
 from vbkit_moderation import MODERATION, MODERATION_VIDEOS, ModerationOptions
 from vbkit_moderation.head import SHIPPED, ModerationHead
 from vbkit_moderation.model import VisualModel, supported
@@ -35,7 +35,6 @@ def features(
     language: str | None = "en",
 ) -> Features:
     generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(len(segments), 384, generator=generator)
     starts = np.arange(clips) * 1.5
     times = np.stack([np.arange(len(segments)) * 2.0, np.arange(len(segments)) * 2.0 + 1.9], 1)
     return Features(
@@ -45,7 +44,6 @@ def features(
             "clip_features": torch.rand(clips, 2560, generator=generator),
             "segments": list(segments),
             "segment_times": times if timed else np.full((len(segments), 2), np.nan),
-            "segment_embeddings": torch.nn.functional.normalize(embeddings, dim=1),
         },
         language=language,
     )
@@ -53,7 +51,7 @@ def features(
 
 def head(policy: str = "", **options: Any) -> ModerationHead:
     result = ModerationHead()
-    result.setup(HeadContext(options=ModerationOptions(policy=policy, **options)))
+    result.setup(context(options=ModerationOptions(policy=policy, **options)))
     return result
 
 
@@ -328,14 +326,14 @@ def test_head_can_be_saved_and_loaded(tmp_path: Path) -> None:
     first = head(EVERYTHING)
     first.save_pretrained(tmp_path)
     second = ModerationHead()
-    second.setup(HeadContext(options=first.options, head_path=tmp_path))
+    second.setup(context(options=first.options, head_path=tmp_path))
     a, b = (h.predict(features(4, ["x", "y"]))["moderation"] for h in (first, second))
     assert a.equals(b)
 
 
 def test_head_of_another_model_is_refused() -> None:
     with pytest.raises(ModelError, match="was trained on model 'mini', not on 'large'"):
-        ModerationHead().setup(HeadContext(options=ModerationOptions(), model_name="large"))
+        ModerationHead().setup(context(options=ModerationOptions(), model_name="large"))
 
 
 def test_shipped_thresholds_keep_what_they_promise() -> None:

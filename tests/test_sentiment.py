@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contexts import context
 from hypothesis import given
 from hypothesis import strategies as st
 
 import vbkit_sentiment
 from vbkit.errors import ModelError
 from vbkit.features import Features
-from vbkit.heads import HeadContext
 from vbkit_sentiment import SENTIMENT, SENTIMENT_VIDEOS, SentimentOptions
 from vbkit_sentiment.head import SentimentHead
-from vbkit_sentiment.model import TextSentiment, neighbours
 from vbkit_sentiment.rows import silent_clips, speech_mask, video_row
 
 P = ["p_negative", "p_neutral", "p_positive"]
@@ -34,7 +33,6 @@ def features(
     language: str | None = "en",
 ) -> Features:
     generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(len(segments), 384, generator=generator)
     if times is None:
         starts = np.arange(len(segments)) * 2.0
         times = np.stack([starts, starts + 1.9], 1)
@@ -45,7 +43,6 @@ def features(
             "clip_features": torch.rand(clips, 2560, generator=generator),
             "segments": list(segments),
             "segment_times": np.asarray(times, dtype=float).reshape(len(segments), 2),
-            "segment_embeddings": torch.nn.functional.normalize(embeddings, dim=1),
         },
         language=language,
     )
@@ -53,7 +50,7 @@ def features(
 
 def head(**options: Any) -> SentimentHead:
     result = SentimentHead()
-    result.setup(HeadContext(options=SentimentOptions(**options)))
+    result.setup(context(options=SentimentOptions(**options)))
     return result
 
 
@@ -109,12 +106,10 @@ def test_marks_are_no_speech(shipped: SentimentHead) -> None:
 
 def test_marks_do_not_come_between_neighbours(shipped: SentimentHead) -> None:
     with_mark = features(0, ["one thing", "[Music]", "another thing"])
-    keep = torch.tensor([0, 2])
     without = Features("b.mp4", {
         "clip_times": clip_times(0), "clip_features": torch.zeros(0, 2560),
         "segments": ["one thing", "another thing"],
         "segment_times": with_mark.segment_times[[0, 2]],
-        "segment_embeddings": with_mark.segment_embeddings[keep],
     }, language="en")
     a = shipped.predict(with_mark)["sentiment"]["score"].dropna().to_numpy(float)
     b = shipped.predict(without)["sentiment"]["score"].to_numpy(float)
@@ -151,13 +146,6 @@ def test_video_is_weighted_by_duration() -> None:
     assert video_row([row((0.0, 1.0, 0.0), 3, 3)])["label"] == "neutral"
 
 
-def test_neighbours_stay_in_their_group_and_order() -> None:
-    x = torch.arange(1.0, 6.0)[:, None]
-    found = neighbours(x, [0, 0, 0, 1, 1])[:, :, 0]
-    assert found.tolist() == [[1, 0, 0, 2], [2, 0, 1, 3], [3, 1, 2, 0], [4, 0, 0, 5], [5, 0, 4, 0]]
-    assert neighbours(torch.zeros(0, 8)).shape == (0, 4, 8)
-
-
 @given(st.lists(st.tuples(st.floats(0, 60), st.floats(0, 10)), max_size=20), st.integers(0, 30))
 def test_silent_clips_overlap_no_segment(spans: list[tuple[float, float]], count: int) -> None:
     times = np.array([(a, a + d) for a, d in spans]).reshape(-1, 2)
@@ -174,26 +162,16 @@ def test_silent_clips_overlap_no_segment(spans: list[tuple[float, float]], count
 def test_head_can_be_saved_and_loaded(tmp_path: Path, shipped: SentimentHead) -> None:
     shipped.save_pretrained(tmp_path)
     again = SentimentHead()
-    again.setup(HeadContext(options=SentimentOptions(), head_path=tmp_path))
+    again.setup(context(options=SentimentOptions(), head_path=tmp_path))
     given_ = features(3, ["x y", "z"])
     assert shipped.predict(given_)["sentiment"].equals(again.predict(given_)["sentiment"])
 
 
 def test_missing_or_foreign_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no head: head\.json is missing"):
-        SentimentHead().setup(HeadContext(options=SentimentOptions(), head_path=tmp_path))
+        SentimentHead().setup(context(options=SentimentOptions(), head_path=tmp_path))
     with pytest.raises(ModelError, match="was trained on model 'mini', not on 'large'"):
-        SentimentHead().setup(HeadContext(options=SentimentOptions(), model_name="large"))
-
-
-def test_context_is_optional_in_training_too() -> None:
-    torch.manual_seed(0)
-    model = TextSentiment(8, hidden=4, context_dropout=1.0).train()
-    x = torch.randn(5, 4, 8)
-    model.dropout = 0.0
-    alone = x.clone()
-    alone[:, 1:] = 0
-    assert torch.allclose(model(x), model(alone))
+        SentimentHead().setup(context(options=SentimentOptions(), model_name="large"))
 
 
 def test_declaring_does_not_import_torch() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 import subprocess
@@ -15,12 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from contexts import context
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vbkit.errors import ModelError, OptionError
 from vbkit.features import Features
-from vbkit.heads import HeadContext
 from vbkit.media.types import VideoInfo
 from vbkit_summarisation import (
     CHAPTERS_TABLE,
@@ -30,7 +29,6 @@ from vbkit_summarisation import (
 )
 from vbkit_summarisation.chapters import boundaries, title_of
 from vbkit_summarisation.head import NOTHING_SAID, SummarisationHead, sentence_units
-from vbkit_summarisation.selector import windows
 from vbkit_summarisation.text import rarities, stem, text_features, words
 from vbkit_summarisation.visual import load_phrases, pick_clips, scenes, time_phrase
 
@@ -87,7 +85,7 @@ def features_of(
 
 def head_with(**options: object) -> SummarisationHead:
     head = SummarisationHead()
-    head.setup(HeadContext(options=SummarisationOptions(**options)))
+    head.setup(context(options=SummarisationOptions(**options)))
     return head
 
 
@@ -286,24 +284,16 @@ def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
 
 def test_another_models_head_is_refused() -> None:
     with pytest.raises(ModelError, match="mini"):
-        SummarisationHead().setup(HeadContext(model_name="other"))
+        SummarisationHead().setup(context(model_name="other"))
 
 
 def test_a_saved_head_selects_alike(head: SummarisationHead, tmp_path: Path) -> None:
     head.save_pretrained(tmp_path / "head")
     again = SummarisationHead()
-    again.setup(HeadContext(options=SummarisationOptions(), head_path=tmp_path / "head"))
+    again.setup(context(options=SummarisationOptions(), head_path=tmp_path / "head"))
     for name, table in tables_of(head, features_of(LECTURE, noise(9))).items():
         pd.testing.assert_frame_equal(
             table, tables_of(again, features_of(LECTURE, noise(9)))[name])
-
-
-def test_windows_cover_everything() -> None:
-    for n in (1, 31, 32, 33, 100, 1000):
-        parts = windows(n, 32)
-        assert parts[0][0] == 0
-        assert parts[-1][1] == n
-        assert all(a[1] > b[0] for a, b in itertools.pairwise(parts))
 
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=12))
