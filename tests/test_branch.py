@@ -18,7 +18,7 @@ from vbkit import Engine
 from vbkit.errors import ModelError, TrainingError
 from vbkit.heads import FitOptions
 from vbkit.model.branch import BranchConfig, TextBranch, token_windows
-from vbkit.model.fitting import dropped, fit, runs
+from vbkit.model.fitting import dropped, fit, platt, runs
 
 TEXTS = ["A dog runs on the beach.", "It is happy.", "", "Nobody said that it would rain today."]
 
@@ -199,3 +199,16 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     with pytest.raises(TrainingError, match="not finite"):
         fit({"weight": weight}, lambda random: [lambda: weight.sum() / 0], lambda: 1.0,
             FitOptions(), epochs=1, rates=lambda name: 0.1)
+
+
+def test_platt_finds_how_often_labels_are_one() -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(20_000)
+    labels = torch.rand(20_000) < torch.sigmoid(0.5 * logits - 1)
+    assert platt(logits, labels) == pytest.approx((0.5, -1), abs=0.05)
+
+
+def test_platt_keeps_to_what_was_where_few_labels_tell() -> None:
+    assert platt(torch.tensor([1.0]), torch.tensor([1.0]), (2.0, -1.0), 50) == pytest.approx(
+        (2.0, -1.0), abs=0.02)
+    assert platt(torch.zeros(0), torch.zeros(0), (2.0, -1.0)) == (2.0, -1.0)

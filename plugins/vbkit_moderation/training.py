@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vbkit.heads import FitOptions
-from vbkit.model.fitting import fit
+from vbkit.model.fitting import fit, platt
 from vbkit.model.segments import Passage, SegmentClassifier
 from vbkit_moderation.model import VisualModel
 
@@ -140,22 +140,8 @@ def settle(old: dict[str, Any], logits: Tensor, labels: np.ndarray,
     safe.
     """
     judged = torch.isfinite(logits)
-    x, y = logits[judged].double(), torch.from_numpy(labels)[judged].double()
-    before = torch.tensor(old["calibration"], dtype=torch.double)
-    parameters = before.clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = F.binary_cross_entropy_with_logits(
-            parameters[0] * x + parameters[1], y, reduction="sum")
-        value = value + _PULL * (parameters - before).square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        optimiser.step(closure)
-    slope, offset = parameters.detach().tolist()
+    x, y = logits[judged].double(), torch.from_numpy(labels)[judged]
+    slope, offset = platt(x, y, tuple(old["calibration"]), _PULL)
     scores = torch.sigmoid(slope * x + offset).numpy()
     shows = y.numpy() > 0
     kept = [t for t in np.linspace(0.01, 0.99, 99).round(2).tolist()

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vbkit.heads import FitOptions
-from vbkit.model.fitting import fit
+from vbkit.model.fitting import fit, platt
 from vbkit_qa.calibration import Logistic
 from vbkit_qa.reader import Reader, Spans, overlap
 
@@ -117,20 +116,6 @@ def recalibrated(score: Logistic, odds: Sequence[float], right: Sequence[bool]) 
     """
     if len(odds) < _LEAST:
         return score
-    x, y = torch.tensor(odds).double(), torch.tensor(right).double()
-    before = torch.tensor([*score.weight, score.bias], dtype=torch.double)
-    parameters = before.clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = F.binary_cross_entropy_with_logits(
-            parameters[0] * x + parameters[1], y, reduction="sum")
-        value = value + _PULL * (parameters - before).square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        optimiser.step(closure)
-    weight, bias = parameters.detach().tolist()
+    weight, bias = platt(torch.tensor(odds), torch.tensor(right), (score.weight[0], score.bias),
+                         _PULL)
     return Logistic((weight,), bias)

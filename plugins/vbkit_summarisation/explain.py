@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["explain_rows"]
 
-EVALUATIONS = 160
-"""The whole transcript is read at each."""
+EVALUATIONS = 96
+"""What is said within reach is read at each."""
+
+REACH = 12
+"""Segments before and after a sentence that its explanation looks at."""
 
 MOST_CONTEXT = 16
 """Pieces that the other segments of a transcript are looked at in."""

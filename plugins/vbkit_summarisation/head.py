@@ -20,12 +20,13 @@ from vbkit.evaluation.captions import rouge_l, tokenize
 from vbkit.evaluation.summaries import selection_scores, top_k_scores
 from vbkit.heads import Example, FitOptions, Head, HeadContext, load_head, save_head
 from vbkit.model.branch import BranchConfig, TextBranch
+from vbkit.model.fitting import platt
 from vbkit_summarisation import CHAPTERS_TABLE, SEGMENTS_TABLE, SUMMARY_TABLE, SummarisationOptions
 from vbkit_summarisation.chapters import boundaries, title_of
 from vbkit_summarisation.explain import explain_rows
 from vbkit_summarisation.selector import Selector, SelectorConfig, score_sentences
 from vbkit_summarisation.text import words
-from vbkit_summarisation.training import Summarised, calibrate, fit_selector
+from vbkit_summarisation.training import Summarised, fit_selector
 from vbkit_summarisation.visual import Concepts, pick_clips, scenes, time_phrase
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class SummarisationHead(Head):
         logits = torch.cat([score_sentences(self.selector, branch, item.texts, self.rarity)
                             for item in held])
         selected = torch.from_numpy(np.concatenate([item.selected for item in held]))
-        self.slope, self.bias = calibrate(logits, selected)
+        self.slope, self.bias = platt(logits, selected)
         self.tensors |= {f"selector.{name}": value
                          for name, value in self.selector.state_dict().items()}
         self.tensors |= {f"branch.{name}": value for name, value in branch.state().items()}

@@ -15,7 +15,7 @@ from vbkit.model.branch import TextBranch
 from vbkit.model.fitting import dropped, fit
 from vbkit_summarisation.selector import Selector, Window, windows_of
 
-__all__ = ["Summarised", "calibrate", "fit_selector"]
+__all__ = ["Summarised", "fit_selector"]
 
 _BATCH = 16
 _LISTWISE = 0.3
@@ -87,23 +87,3 @@ def fit_selector(selector: Selector, branch: TextBranch, rarity: Mapping[str, fl
         rates=lambda name: rate / 2 if name.startswith("branch.") else rate)
     selector.eval().requires_grad_(False)
     branch.merge()
-
-
-def calibrate(logits: Tensor, selected: Tensor) -> tuple[float, float]:
-    """Slope and offset by which a sigmoid of logits (N,) says how often (N,) are selected."""
-    x, y = logits.double(), selected.double()
-    parameters = torch.tensor([1.0, 0.0], dtype=torch.double, requires_grad=True)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = F.binary_cross_entropy_with_logits(
-            parameters[0] * x + parameters[1], y, reduction="sum")
-        value = value + (parameters[0] - 1).square()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        optimiser.step(closure)
-    slope, offset = parameters.detach().tolist()
-    return slope, offset

@@ -16,7 +16,7 @@ from vbkit.errors import TrainingError
 if TYPE_CHECKING:
     from vbkit.heads import FitOptions
 
-__all__ = ["dropped", "fit", "runs"]
+__all__ = ["dropped", "fit", "platt", "runs"]
 
 CHECKPOINT = "checkpoint.safetensors"
 """File of a training's state, in the folder of its checkpoint."""
@@ -162,3 +162,31 @@ def runs(lengths: Sequence[int], room: int,
         random.shuffle(batches)
     return batches
 
+
+def platt(logits: Tensor, labels: Tensor, start: tuple[float, float] = (1.0, 0.0),
+          pull: float = 1.0) -> tuple[float, float]:
+    """Slope and offset by which a sigmoid of logits says how often a label is 1 (Platt, 1999).
+
+    Args:
+        logits: (N,) floats.
+        labels: (N,) 0 or 1.
+        start: slope and offset that are drawn to, as there may be few labels.
+        pull: how strongly, as so many labels.
+    """
+    x, y = logits.detach().double(), labels.double()
+    before = torch.tensor(start, dtype=torch.double)
+    values = before.clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS([values], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            values[0] * x + values[1], y, reduction="sum")
+        loss = loss + pull * (values - before).square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)
+    slope, offset = values.detach().tolist()
+    return slope, offset
