@@ -55,17 +55,20 @@ def _segment(head: SummarisationHead, features: Features, index: int,
 
     A sentence of which nothing is left has a score of 0.
     """
-    said = part(features, clips=[])
-    sentences = head.sentences(said)
-    sentence = next(each for each in sentences if segment in each)
+    sentences = head.sentences(features)
+    own = next(each for each in sentences if segment in each)
+    near = range(max(0, own[0] - REACH), min(len(features.segments), own[-1] + 1 + REACH))
+    said = part(features, segments=near, clips=[])
+    sentence = [i - near.start for i in own]
 
     def score(variants: Sequence[Features]) -> list[float]:
-        return [_score(head, each, segment, sentence) for each in variants]
+        return [_score(head, each, segment - near.start, sentence) for each in variants]
 
-    others = [i for each in sentences for i in each if i not in sentence]
+    others = [i - near.start for each in sentences for i in each
+              if i in near and i not in own]
     kinds: list[list[Piece]] = [word_pieces(said, sentence),
                                 segment_pieces(said, others, most=MOST_CONTEXT)]
-    return [Explanation(index, "score", pieces,
+    return [Explanation(index, "score", [piece.moved(near) for piece in pieces],
                         explain_pieces(score, said, pieces, evaluations=EVALUATIONS))
             for pieces in kinds if pieces]
 
