@@ -407,7 +407,7 @@ def test_the_command_prints_saves_and_forgets(engine: vbkit.Engine, out: Path,
                                               tmp_path: Path) -> None:
     shutil.copytree(out, tmp_path / "results")
     results = str(tmp_path / "results")
-    row = str(number(out, "moderation", video_id="text"))
+    row = str(number(out, "moderation", video_id="text", category="offensive"))
     printed = command(results, "moderation", row, "-n", "3")
     assert printed.exit_code == 0, printed.output
     assert f"moderation {row}, text: category " in printed.stdout

@@ -198,8 +198,9 @@ class ModerationHead(Head):
             best = self.greatest(example.features)
             scores[row] = [max((best.get(each, 0.0) for each in wanted[name]), default=0.0)
                            for name in names]
-        true = np.array([[name in labels for name in names] for labels in given],
-                        dtype=bool).reshape(len(examples), len(names))
+        # What is offensive is abuse, too.
+        true = np.array([[bool(labels & ({name} | wanted[name])) for name in names]
+                         for labels in given], dtype=bool).reshape(len(examples), len(names))
         guess = np.array(flags, dtype=bool).reshape(true.shape)
         clean = ~true.any(1)
         metrics: dict[str, Any] = {"n_clean": int(clean.sum())}

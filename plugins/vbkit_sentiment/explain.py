@@ -19,7 +19,6 @@ from vbkit.explanations import (
     word_pieces,
 )
 from vbkit_sentiment import LABELS, SENTIMENT
-from vbkit_sentiment.model import CONTEXT
 from vbkit_sentiment.rows import duration_of
 
 if TYPE_CHECKING:
@@ -27,6 +26,12 @@ if TYPE_CHECKING:
     from vbkit_sentiment.head import SentimentHead
 
 __all__ = ["explain_rows"]
+
+EVALUATIONS = 160
+"""What is said within reach is read at each."""
+
+REACH = 6
+"""Segments before and after one that its explanation looks at; those further off move it little."""
 
 GUESS = 1 / 3
 """The probability of each label where there is nothing to judge by."""
@@ -56,8 +61,8 @@ def _segment(head: SentimentHead, features: Features, row: int, target: str,
              segment: int) -> Explanation:
     speech = np.flatnonzero(head.read(features)).tolist()
     place = speech.index(segment)
-    offsets = sorted({0, *(CONTEXT if head.options.context else ())})
-    near = [speech[place + each] for each in offsets if 0 <= place + each < len(speech)]
+    reach = REACH if head.options.context else 0
+    near = speech[max(0, place - reach) : place + reach + 1]
     own = near.index(segment)
     said = part(features, segments=near, clips=[])
 
@@ -67,7 +72,7 @@ def _segment(head: SentimentHead, features: Features, row: int, target: str,
     pieces = [*word_pieces(said, [own]),
               *segment_pieces(said, [i for i in range(len(near)) if i != own])]
     return Explanation(row, target, [piece.moved(near) for piece in pieces],
-                       explain_pieces(score, said, pieces))
+                       explain_pieces(score, said, pieces, evaluations=EVALUATIONS))
 
 
 def _probability(head: SentimentHead, features: Features, target: str, segment: int) -> float:

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CONTEXT", "PictureSentiment", "trusted"]
-
-CONTEXT = (-2, -1, 1, 2)
-"""Neighbours of a segment that an explanation looks at; more are read with it."""
+__all__ = ["PictureSentiment", "trusted"]
 
 
 class PictureSentiment(nn.Module):

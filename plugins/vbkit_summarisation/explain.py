@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["explain_rows"]
 
-EVALUATIONS = 96
+EVALUATIONS = 48
 """What is said within reach is read at each."""
 
-REACH = 12
+REACH = 6
 """Segments before and after a sentence that its explanation looks at."""
 
 MOST_CONTEXT = 16

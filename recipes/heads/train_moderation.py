@@ -45,8 +45,10 @@ PRIOR = 0.1
 """Share of positives at which scores are calibrated."""
 STILL, MOVING, TEXT = ("fire", "gun"), ("fight",), ("hate", "offensive")
 UNKNOWN = -1
-FALSE_ALARMS = {"fire": 0.011, "gun": 0.011, "fight": 0.02, "hate": 0.01, "offensive": 0.02}
+FALSE_ALARMS = {"fire": 0.011, "gun": 0.011, "fight": 0.01, "hate": 0.01, "offensive": 0.02}
 """Share of ordinary videos (pictures, sentences) that `review` may flag, by category."""
+SCENE_ALARMS = 0.15
+"""Share of surveillance scenes without a fight that `review` may flag for one."""
 BLOCK_PRECISION = 0.99
 """Precision that `block` must reach with one positive in ten; else it is never used."""
 
@@ -442,10 +444,7 @@ def settle(samples: Samples, logits: np.ndarray, names: Sequence[str], modality:
             sets = {"ordinary": ordinary}
             review, block = thresholds(sets, positive, np.concatenate([others, ordinary]),
                                        FALSE_ALARMS[name], 0.05)
-            # Among such scenes, `review` is where most are told right.
-            review = max(review, max(
-                np.arange(0.05, 0.95, 0.01).round(2).tolist(),
-                key=lambda t, v=positive, w=scenes: float((v >= t).mean() - (w >= t).mean())))
+            review = max(review, round(float(np.quantile(scenes, 1 - SCENE_ALARMS)) + 0.005, 2))
         else:
             review, block = thresholds(sets, positive, np.concatenate([others, ordinary]),
                                        FALSE_ALARMS[name],
