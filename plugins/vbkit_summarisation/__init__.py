@@ -18,7 +18,7 @@ class SummarisationOptions:
 
     sentences: int = option(0, "sentences (or key clips) to select; 0 chooses from the length")
     ratio: float = option(0.0, "select this share of the sentences instead, 0–1; 0 is off")
-    diversity: float = option(0.3, "how much likeness to what is already selected counts, 0–1")
+    diversity: float = option(0.1, "how much likeness to what is already selected counts, 0–1")
     visual: bool = option(True, "say what is shown where little or nothing is said")
     min_probability: float = option(0.65, "name only what is shown with at least this probability")
     chapters_after_s: float = option(300.0, "make chapters for videos longer than this (s)")
