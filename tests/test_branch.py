@@ -126,7 +126,7 @@ def test_windows_hold_every_segment_and_fit(lengths: list[int], room: int) -> No
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=50), room=st.integers(1, 200))
 def test_batches_hold_every_row_once(lengths: list[int], room: int) -> None:
-    found = runs(lengths, room, np.random.default_rng(0))
+    found = runs(lengths, room)
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= room
                for batch in found)

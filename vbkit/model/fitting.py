@@ -143,11 +143,10 @@ def dropped(ids: Sequence[int], share: float, random: np.random.Generator) -> li
     return [piece for piece, kept in zip(ids, keep, strict=True) if kept]
 
 
-def runs(lengths: Sequence[int], room: int,
-         random: np.random.Generator | None = None) -> list[list[int]]:
+def runs(lengths: Sequence[int], room: int) -> list[list[int]]:
     """Batches of indices, alike in length, that take `room` word pieces with their padding.
 
-    With `random`, the batches are in random order. What is longer than `room` is alone.
+    What is longer than `room` is alone.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches: list[list[int]] = []
@@ -157,10 +156,7 @@ def runs(lengths: Sequence[int], room: int,
             batches.append(batch)
             batch = []
         batch.append(index)
-    batches += [batch] if batch else []
-    if random is not None:
-        random.shuffle(batches)
-    return batches
+    return [*batches, batch] if batch else batches
 
 
 def platt(logits: Tensor, labels: Tensor, start: tuple[float, float] = (1.0, 0.0),
