@@ -51,6 +51,7 @@ from vbkit.files import renamed
 from vbkit.model import VideoBertConfig, VideoBertProcessor
 from vbkit.model.modeling import VideoBertForPreTraining, bert_to_videobert
 from vbkit.model.processing import VIDEO_TOKEN
+from vbkit.model.motion import MOTION_FILE
 from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary
 from vbkit.store.lock import FolderLock
 from vbkit.training.config import (
@@ -337,7 +338,7 @@ def _said_of(new: frozenset[str], source: str) -> list[str]:
 
 def _extra_files(path: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
     """The files of a bundle that training leaves alone."""
-    names = [VOCABULARY_FILE]
+    names = [VOCABULARY_FILE, MOTION_FILE]
     weights = (settings.get("backbone") or {}).get("weights")
     names += [name for name in (weights, settings.get("text_tower")) if name]
     return {name: path / name for name in names if (path / name).exists()}
