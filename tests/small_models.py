@@ -7,3 +7,6 @@ SMALL = {
     "intermediate_size": 48, "max_position_embeddings": 40, "visual_feature_size": 6,
     "max_visual_positions": 8, "shared_size": 32, "projection_hidden_size": 16,
 }
+
+MOTION = {"frames": 6, "size": 16, "channels": (4, 6), "outputs": 5}
+"""The shape of a motion network that is real and tiny."""

@@ -57,6 +57,7 @@ class Features:
 
     clip_times: np.ndarray
     clip_features: torch.Tensor
+    clip_motion: torch.Tensor
     visual_words: torch.Tensor
     segments: list[str]
     segment_times: np.ndarray

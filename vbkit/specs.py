@@ -39,6 +39,7 @@ CAPABILITIES = frozenset({"finetune", "evaluate", "explain"})
 FEATURE_OUTPUTS: dict[str, str] = {
     "clip_times": "(C, 2) float64, s: start and end of each clip",
     "clip_features": "(C, Dv) float32: pooled features of the visual backbone",
+    "clip_motion": "(C, M) float32: outputs of the motion network, zeros for a still picture",
     "visual_words": "(C,) int64: ids in the visual vocabulary",
     "segments": "list of S strings: the transcript's segments",
     "segment_times": "(S, 2) float64, s: start and end of each segment, NaN for untimed text",

@@ -5,6 +5,7 @@
     tokenizer.json, …      `VideoBertProcessor`
     backbone.safetensors   where the backbone's weights are not a hub's
     vocabulary.safetensors `VisualVocabulary`, where it has visual words
+    motion.safetensors     `MotionNetwork`, where it has one
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vbkit.model.branch import BranchConfig, TextBranch
     from vbkit.model.generation import VideoBertForConditionalGeneration
     from vbkit.model.modeling import VideoBertForPreTraining, VideoBertModel
+    from vbkit.model.motion import MotionNetwork
     from vbkit.model.processing import VideoBertProcessor
     from vbkit.model.vocabulary import VisualVocabulary
     from vbkit.plugins import PluginManager
@@ -35,6 +37,10 @@ __all__ = ["Bundle", "choose_device", "choose_precision"]
 
 FEATURES_VERSION = 1
 """To be raised when the same file would give other clip features, or they are stored otherwise."""
+
+
+MOTION_VERSION = 1
+"""To be raised when the same file would give another `clip_motion`, or it is stored otherwise."""
 
 
 class Bundle:
@@ -128,6 +134,8 @@ class Bundle:
         """
         parts = {part for name in needs for part in _PARTS_OF.get(name, ("whole",))}
         if "whole" in parts:
+            parts &= {"whole", *_BESIDE}
+        if parts == {"whole"}:
             return self.fingerprint
         digest = hashlib.blake2b(digest_size=8)
         for part in sorted(parts):
@@ -139,6 +147,12 @@ class Bundle:
     def _part_digest(self, part: str) -> bytes:
         config = self.config
         digest = hashlib.blake2b(part.encode(), digest_size=8)
+        if part == "whole":
+            digest.update(self.fingerprint.encode())
+            return digest.digest()
+        if part == "motion":
+            digest.update(self._motion_digest([]).encode())
+            return digest.digest()
         if part == "visual":
             digest.update(self._visual_digest([FEATURES_VERSION, self.config.backbone,
                                                self.config.clip_seconds]).encode())
@@ -243,6 +257,45 @@ class Bundle:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
+    def motion(self) -> MotionNetwork | None:
+        """The motion network, on the device, in the bundle's precision; None where there is none.
+
+        Raises:
+            ModelError: the file is damaged, or does not fit its configuration.
+        """
+        from vbkit.model.motion import MOTION_FILE, MotionNetwork
+
+        if not (self.path / MOTION_FILE).exists():
+            return None
+        return MotionNetwork.load(self.path).prepare(self.device, self.precision)
+
+    @cached_property
+    def motion_key(self) -> str:
+        """Names what decides a clip's motion: the network, precision, the frames, the clip grid."""
+        return self._motion_digest([self.precision])
+
+    def _motion_digest(self, settings: list[Any]) -> str:
+        # The network sees frames of the size that the backbone asks for. The file holds its
+        # configuration, too.
+        own = [MOTION_VERSION, self.config.clip_seconds, self.config.backbone, *settings]
+        text = json.dumps(own, sort_keys=True) + self._motion_weights
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _motion_weights(self) -> str:
+        from vbkit.model.motion import MOTION_FILE
+
+        path = self.path / MOTION_FILE
+        return _digest([path]) if path.exists() else ""
+
+    def clip_keys(self, needs: Iterable[str]) -> dict[str, str]:
+        """The kinds of cache entries that clips' outputs come from, each with its key."""
+        keys = {"visual": self.visual_key}
+        if "clip_motion" in needs:
+            keys["motion"] = self.motion_key
+        return keys
+
+    @cached_property
     def _backbone_weights(self) -> str:
         weights = (self.config.backbone or {}).get("weights")
         path = self.path / weights if weights else None
@@ -255,12 +308,17 @@ class Bundle:
 _PARTS_OF: dict[str, tuple[str, ...]] = {
     "clip_times": (), "segments": (), "segment_times": (), "frames": (),
     "clip_features": ("visual",),
+    "clip_motion": ("motion",),
     "clip_embeddings": ("visual", "projection"),
     "segment_embeddings": ("text",),
     "encode_text": ("text",),
     "text_branch": ("text",),
 }
 """What an output depends on; whatever is not here depends on the whole model."""
+
+
+_BESIDE = frozenset({"motion"})
+"""Parts that the whole model's own fingerprint leaves out: nothing else depends on them."""
 
 
 def _part_of(name: str) -> str:
@@ -382,9 +440,10 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _fingerprint(path: Path) -> str:
-    files = sorted(file for file in path.iterdir()
-                   if file.suffix == ".safetensors" or file.name in ("config.json",
-                                                                     "tokenizer.json"))
+    from vbkit.model.motion import MOTION_FILE
+
+    files = sorted(file for file in path.iterdir() if file.name != MOTION_FILE and (
+        file.suffix == ".safetensors" or file.name in ("config.json", "tokenizer.json")))
     return _digest(files)
 
 

@@ -14,6 +14,7 @@ from vbkit.engine.bundle import Bundle
 from vbkit.engine.windows import Plan, plan_windows, spread
 from vbkit.errors import FeatureError, ModelError
 from vbkit.features import JointOutput
+from vbkit.model.motion import MOTION_FILE
 from vbkit.specs import FEATURE_OUTPUTS
 
 __all__ = ["Encoder"]
@@ -39,8 +40,13 @@ class Encoder:
         self.device = bundle.device
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
 
-    def check_needs(self, needs: Iterable[str]) -> None:
-        """Raise where an output is unknown, or this model does not have it."""
+    def check_needs(self, needs: Iterable[str], task: str = "") -> None:
+        """Raise where an output is unknown, or this model does not have it.
+
+        Args:
+            needs: names of outputs.
+            task: who needs them, for the message.
+        """
         for name in sorted(needs):
             if name not in FEATURE_OUTPUTS:
                 raise FeatureError(f"{name!r} is no output of the encoder; known are "
@@ -49,6 +55,10 @@ class Encoder:
                 raise ModelError(f"model {self.bundle.name} has no visual vocabulary")
             if name == "generate" and self.bundle.generator is None:
                 raise ModelError(f"model {self.bundle.name} has no decoder that could write text")
+            if name == "clip_motion" and self.bundle.motion is None:
+                asker = f"task {task}" if task else "the output clip_motion"
+                raise ModelError(f"model {self.bundle.name} has no motion network ({MOTION_FILE}), "
+                                 f"which {asker} needs; take a model that has one")
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:

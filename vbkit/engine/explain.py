@@ -152,7 +152,7 @@ def explain_rows(engine: Engine, out: str | Path, chosen: Sequence[ChosenRows], 
 
 def _explain(library: Any, runner: HeadRunner, chosen: ChosenRows, current: bool) -> pd.DataFrame:
     needs = runner.spec.needs | runner.spec.explain_needs
-    library.engine.encoder.check_needs(needs)
+    library.engine.encoder.check_needs(needs, runner.spec.name)
     questions: tuple[str, ...] = ()
     if "question" in chosen.rows.columns:
         questions = tuple(dict.fromkeys(chosen.rows["question"]))

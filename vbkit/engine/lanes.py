@@ -1,4 +1,4 @@
-"""The backbone on several batches at once, beside the decoder.
+"""The backbone and the motion network on several batches at once, beside the decoder.
 
 On a CPU each lane is one thread that runs whole batches by itself: lanes never wait for each other,
 as the threads of one convolution would whenever the decoder takes a core from one of them. On a
@@ -9,33 +9,27 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from vbkit.model.backbones import Backbone
-
-__all__ = ["BackboneLanes"]
+__all__ = ["Lanes"]
 
 _LONGEST_START_S = 30.0
 _MOST_LANES = 8  # one decoder feeds no more, and each holds a batch
 
 
-class BackboneLanes:
-    """Threads that run a backbone.
+class Lanes:
+    """Threads that run networks on batches of clips.
 
     Args:
-        backbone: prepared, on its device.
-        device: where it is.
+        device: where the networks are.
     """
 
-    def __init__(self, backbone: Backbone, device: torch.device) -> None:
-        self.backbone = backbone
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self.count = min(torch.get_num_threads(), _MOST_LANES) if device.type == "cpu" else 1
-        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="vbkit-backbone")
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="vbkit-lane")
         if device.type == "cpu":
             self._use_one_core_each()
 
@@ -52,13 +46,18 @@ class BackboneLanes:
             started.result()
         torch.set_num_threads(threads)  # what later threads, the caller's own, begin with
 
-    def submit(self, frames: Tensor) -> Future[Tensor]:
-        """Run the backbone on (B, T, S, S, 3) uint8 clips; gives (B, Dv) float16 on the CPU."""
-        return self._threads.submit(self._run, frames)
+    def submit(self, network: nn.Module, frames: Tensor) -> Future[Tensor]:
+        """Run a network on a batch of B clips' pictures; gives (B, D) float16 on the CPU.
 
-    def _run(self, frames: Tensor) -> Tensor:
+        Args:
+            network: a backbone or a motion network, prepared, on the device.
+            frames: what it takes, uint8.
+        """
+        return self._threads.submit(self._run, network, frames)
+
+    def _run(self, network: nn.Module, frames: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.backbone(frames.to(self.device)).half().cpu()
+            return network(frames.to(self.device)).half().cpu()
 
     def close(self) -> None:
         """End the threads."""

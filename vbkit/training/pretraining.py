@@ -50,8 +50,8 @@ from vbkit.evaluation.captions import Cider
 from vbkit.files import renamed
 from vbkit.model import VideoBertConfig, VideoBertProcessor
 from vbkit.model.modeling import VideoBertForPreTraining, bert_to_videobert
-from vbkit.model.processing import VIDEO_TOKEN
 from vbkit.model.motion import MOTION_FILE
+from vbkit.model.processing import VIDEO_TOKEN
 from vbkit.model.vocabulary import VOCABULARY_FILE, VisualVocabulary
 from vbkit.store.lock import FolderLock
 from vbkit.training.config import (
