@@ -420,6 +420,13 @@ def test_what_depends_on_the_network(models: Path, network: MotionNetwork, tmp_p
         _ = Bundle(PluginManager(), str(tmp_path / "damaged"), "cpu", "float32").motion
 
 
+def test_training_carries_the_network_along(models: Path) -> None:
+    from vbkit.training.pretraining import _extra_files
+
+    assert _extra_files(models / "moving", {}) == {MOTION_FILE: models / "moving" / MOTION_FILE}
+    assert _extra_files(models / "plain", {}) == {}
+
+
 # Tasks
 
 
