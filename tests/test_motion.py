@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_files import make_video, read_number, truncate
+from media_files import flip_bits, make_video, read_number, truncate
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_models import MOTION
@@ -23,6 +23,8 @@ from training_files import make_bundle
 import vbkit
 from vbkit import Column, Head, TableSchema, TaskSpec, hookimpl
 from vbkit.engine.bundle import Bundle
+from vbkit.engine.cache import FeatureCache
+from vbkit.engine.pipeline import Request
 from vbkit.errors import ModelError, StoreError
 from vbkit.explanations import Piece, hide, part
 from vbkit.media import DecodeJob, DecodePool, open_video
@@ -30,6 +32,7 @@ from vbkit.media.grey import grey_squares
 from vbkit.media.sizes import clip_grid, clip_sample_times
 from vbkit.model.motion import MOTION_FILE, MotionConfig, MotionNetwork
 from vbkit.plugins import PluginManager
+from vbkit.sources import expand_inputs
 
 # Pictures
 
@@ -385,6 +388,29 @@ def test_of_a_video_that_breaks_off_the_whole_clips_are_kept(
     truncate(whole, tmp_path / "cut.mkv", 0.5)
     (features,) = encode(moving, tmp_path / "cut.mkv", needs={"clip_motion", "clip_features"})
     assert 0 < len(features.clip_motion) == len(features.clip_features) <= 6
+
+
+def test_damage_is_told_once_however_it_comes_about(
+    moving: vbkit.Engine, tmp_path: Path
+) -> None:
+    damaged = flip_bits(make_video(tmp_path / "whole.mp4", n=60), tmp_path / "damaged.mp4", 40)
+    sources = expand_inputs([damaged]).sources
+
+    def told(cache: str, needs: set[str]) -> list[str]:
+        pipeline = moving.pipeline(FeatureCache(tmp_path / cache), "none")
+        requests = (Request(prepared, frozenset(needs)) for prepared in pipeline.prepare(sources))
+        (encoded,) = pipeline.encode(requests)
+        assert encoded.complete
+        return [failure.message for failure in encoded.failures]
+
+    both = {"clip_features", "clip_motion"}
+    (first,) = told("one", both)
+    assert "frames cannot be decoded" in first
+    assert told("one", both) == [first]
+    (alone,) = told("two", {"clip_features"})
+    later = told("two", both)
+    assert later[0] == alone
+    assert told("two", both) == later
 
 
 def test_a_model_without_a_motion_network_says_so_before_anything_is_decoded(

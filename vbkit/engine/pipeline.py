@@ -622,7 +622,8 @@ class Pipeline:
 
     def _from_cache(self, item: _Item, kinds: Iterable[str]) -> frozenset[str]:
         """Take kinds of outputs from the cache; those that it does not hold."""
-        return frozenset(kind for kind in kinds if not self._load(item, kind))
+        return frozenset(kind for kind in sorted(kinds, reverse=True)
+                         if not self._load(item, kind))
 
     def _load(self, item: _Item, kind: str) -> bool:
         assert self.cache is not None
