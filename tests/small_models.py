@@ -8,5 +8,5 @@ SMALL = {
     "max_visual_positions": 8, "shared_size": 32, "projection_hidden_size": 16,
 }
 
-MOTION = {"frames": 6, "size": 16, "channels": (4, 6), "outputs": 5}
+MOTION = {"frames": 6, "size": 16, "channels": (4, 6), "depth": (1, 2), "outputs": 5}
 """The shape of a motion network that is real and tiny."""

@@ -32,7 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, engine: vbkit.Engine, samp
 
 
 def test_features_of_all_videos(results: Path, engine: vbkit.Engine) -> None:
-    found = vbkit.load_features(results, needs=ARRAYS - {"clip_motion"}, engine=engine)
+    found = vbkit.load_features(results, needs=ARRAYS, engine=engine)
     assert set(found) == {"talk.mp4", "note.srt"}
     talk, note = found["talk.mp4"], found["note.srt"]
     clips = len(vbkit.load_table(results, "clips", where={"video_id": "talk.mp4"}))

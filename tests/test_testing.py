@@ -609,7 +609,7 @@ def test_arguments() -> None:
 
 
 def test_made_up_features_are_of_the_size_of_minis(vbkit_engine, vbkit_clip: Path) -> None:
-    (real,) = vbkit_engine.encode([vbkit_clip], set(FEATURE_OUTPUTS) - {"joint", "clip_motion"})
+    (real,) = vbkit_engine.encode([vbkit_clip], set(FEATURE_OUTPUTS) - {"joint"})
     made = make_features(clips=3, segments=2)
     for name in sorted(real.available - {"encode_text", "generate", "frames", "tokens"}):
         one, other = getattr(real, name), getattr(made, name)
@@ -632,8 +632,7 @@ def test_made_up_features_are_of_the_size_of_minis(vbkit_engine, vbkit_clip: Pat
 def test_made_up_features_of_any_size(clips: int, segments: int, timed: bool, seed: int) -> None:
     made = make_features(clips, segments, timed=timed, seed=seed)
     assert made.available == set(FEATURE_OUTPUTS) - CONTEXT_OUTPUTS
-    for name in ("clip_times", "clip_features", "clip_motion", "visual_words", "clip_embeddings",
-                 "clip_hidden"):
+    for name in ("clip_times", "clip_features", "visual_words", "clip_embeddings", "clip_hidden"):
         assert len(getattr(made, name)) == clips
     for name in ("segments", "segment_times", "segment_embeddings", "segment_hidden", "tokens",
                  "token_hidden"):

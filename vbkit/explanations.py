@@ -74,8 +74,7 @@ _WORD = re.compile(
 _CONTEXTUAL = frozenset({"segment_hidden", "tokens", "token_hidden"})
 _BY_SEGMENT = ("segments", "segment_times", "segment_embeddings", "segment_hidden", "tokens",
                "token_hidden")
-_BY_CLIP = ("clip_times", "clip_features", "clip_motion", "visual_words", "clip_embeddings",
-            "clip_hidden")
+_BY_CLIP = ("clip_times", "clip_features", "visual_words", "clip_embeddings", "clip_hidden")
 _UNKNOWN = frozenset({"pooled", "joint", "generate", "frames"})
 
 

@@ -38,10 +38,6 @@ class FeatureCache:
     def has(self, content_id: str, kind: str, key: str) -> bool:
         return self.path(content_id, kind, key).is_file()
 
-    def has_all(self, content_id: str, keys: Mapping[str, str]) -> bool:
-        """Whether there is an entry of each kind, by its key."""
-        return all(self.has(content_id, kind, key) for kind, key in keys.items())
-
     def load(self, content_id: str, kind: str,
              key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and metadata of an entry; None where there is none, or it is damaged."""

@@ -15,7 +15,7 @@ from vbkit.engine.bundle import Bundle
 from vbkit.engine.cache import FeatureCache
 from vbkit.engine.encoder import Encoder
 from vbkit.engine.listening import check_transcriber, choose_transcriber, split_options
-from vbkit.engine.pipeline import TEXT_OUTPUTS, Pipeline, Request, needs_features
+from vbkit.engine.pipeline import TEXT_OUTPUTS, Pipeline, Request
 from vbkit.engine.run import HeadRunner, Progress, Runner, RunResult, check_head_path
 from vbkit.errors import MediaError, UsageError
 from vbkit.features import Features
@@ -132,7 +132,7 @@ class Engine:
         requests = (
             Request(prepared, wanted,
                     tuple(dict.fromkeys((*questions, *prepared.source.questions))),
-                    picture=not wanted <= TEXT_OUTPUTS, features=needs_features(wanted))
+                    picture=not wanted <= TEXT_OUTPUTS)
             for prepared in pipeline.prepare(sources)
         )
         for encoded in pipeline.encode(requests):
@@ -284,7 +284,7 @@ class Engine:
                                  f"of this run: {', '.join(declared)}{_or_transcriber(self)}")
         runners = []
         for name, found in declared.items():
-            self.encoder.check_needs(found.spec.needs, name)
+            self.encoder.check_needs(found.spec.needs)
             given: dict[str, Any] = {}
             for key, values in options.items():
                 if bare[key] == name:

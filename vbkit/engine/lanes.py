@@ -1,4 +1,4 @@
-"""The backbone and the motion network on several batches at once, beside the decoder.
+"""The backbone on several batches at once, beside the decoder.
 
 On a CPU each lane is one thread that runs whole batches by itself: lanes never wait for each other,
 as the threads of one convolution would whenever the decoder takes a core from one of them. On a
@@ -9,27 +9,33 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["Lanes"]
+if TYPE_CHECKING:
+    from vbkit.model.backbones import Backbone
+
+__all__ = ["BackboneLanes"]
 
 _LONGEST_START_S = 30.0
 _MOST_LANES = 8  # one decoder feeds no more, and each holds a batch
 
 
-class Lanes:
-    """Threads that run networks on batches of clips.
+class BackboneLanes:
+    """Threads that run a backbone.
 
     Args:
-        device: where the networks are.
+        backbone: prepared, on its device.
+        device: where it is.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, backbone: Backbone, device: torch.device) -> None:
+        self.backbone = backbone
         self.device = device
         self.count = min(torch.get_num_threads(), _MOST_LANES) if device.type == "cpu" else 1
-        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="vbkit-lane")
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="vbkit-backbone")
         if device.type == "cpu":
             self._use_one_core_each()
 
@@ -46,18 +52,13 @@ class Lanes:
             started.result()
         torch.set_num_threads(threads)  # what later threads, the caller's own, begin with
 
-    def submit(self, network: nn.Module, frames: Tensor) -> Future[Tensor]:
-        """Run a network on a batch of B clips' pictures; gives (B, D) float16 on the CPU.
+    def submit(self, frames: Tensor) -> Future[Tensor]:
+        """Run the backbone on (B, T, S, S, 3) uint8 clips; gives (B, Dv) float16 on the CPU."""
+        return self._threads.submit(self._run, frames)
 
-        Args:
-            network: a backbone or a motion network, prepared, on the device.
-            frames: what it takes, uint8.
-        """
-        return self._threads.submit(self._run, network, frames)
-
-    def _run(self, network: nn.Module, frames: Tensor) -> Tensor:
+    def _run(self, frames: Tensor) -> Tensor:
         with torch.no_grad():
-            return network(frames.to(self.device)).half().cpu()
+            return self.backbone(frames.to(self.device)).half().cpu()
 
     def close(self) -> None:
         """End the threads."""

@@ -112,7 +112,7 @@ class Library:
         cache = FeatureCache(self.cache)
         pipeline = self.engine.pipeline(cache, "none", keyframes=False)
         requests = [Request(each, needs, questions)
-                    for each in prepared if self._at_hand(cache, each, needs)]
+                    for each in prepared if self._at_hand(cache, each)]
         for encoded in pipeline.encode(requests):
             if encoded.features.error is None:
                 yield encoded.features.restrict(needs)
@@ -150,9 +150,9 @@ class Library:
         except FileNotFoundError:
             return []
 
-    def _at_hand(self, cache: FeatureCache, prepared: Prepared, needs: frozenset[str]) -> bool:
+    def _at_hand(self, cache: FeatureCache, prepared: Prepared) -> bool:
         here = (not prepared.visible
-                or cache.has_all(prepared.content_id, self.engine.bundle.clip_keys(needs)))
+                or cache.has(prepared.content_id, "visual", self.engine.bundle.visual_key))
         video_id = prepared.source.video_id
         if not here and video_id not in self.missing:
             self.missing.append(video_id)

@@ -1,6 +1,6 @@
-"""Many sources through decode, backbone, motion network and encoder at once.
+"""Many sources through decode, backbone and encoder at once.
 
-Decoding runs ahead in processes of its own, hashing and transcripts in a thread; the networks'
+Decoding runs ahead in processes of its own, hashing and transcripts in a thread; the backbone's
 batches are filled with clips of whatever videos are there, and always have the same size, so that
 a video's features do not depend on its neighbours. What is in the cache is not decoded.
 """
@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from torch import Tensor
 from vbkit.engine.bundle import Bundle
 from vbkit.engine.cache import FeatureCache
 from vbkit.engine.encoder import JOINT_OUTPUTS, Encoder
-from vbkit.engine.lanes import Lanes
+from vbkit.engine.lanes import BackboneLanes
 from vbkit.errors import MediaError, StoreError, VbkitError
 from vbkit.features import Features
 from vbkit.media.audio import audio_duration
@@ -41,27 +41,18 @@ from vbkit.plugins import strict
 from vbkit.runs import Failure
 
 if TYPE_CHECKING:
-    from vbkit.model.motion import MotionNetwork
     from vbkit.sources import Source
 
-__all__ = ["Encoded", "Pipeline", "Prepared", "Request", "needs_features", "transcript_hash"]
+__all__ = ["Encoded", "Pipeline", "Prepared", "Request", "transcript_hash"]
 
 _FRAMES_SHORT_SIDE = 480
 _PATIENCE_S = 0.2
 TEXT_OUTPUTS = frozenset({
     "segments", "segment_times", "segment_embeddings", "encode_text", "text_branch"})
 """Outputs that need no picture."""
-_OF_PICTURES = frozenset({"clip_times", "clip_motion", "frames"})
-_VISUAL, _MOTION = "visual", "motion"  # what comes of decoded clips, and kinds of cache entries
-_TENSORS = {_VISUAL: "clip_features", _MOTION: "clip_motion"}
 _WITHOUT_SUBTITLES = frozenset({".avi", ".flv", ".gif", ".mpeg", ".mpg", ".wmv"})
 
 logger = logging.getLogger("vbkit")
-
-
-def needs_features(needs: Collection[str]) -> bool:
-    """Whether outputs need the backbone, beside the motion network."""
-    return "clip_motion" not in needs or not set(needs) <= TEXT_OUTPUTS | _OF_PICTURES
 
 
 @dataclass(frozen=True)
@@ -110,7 +101,6 @@ class Request:
         questions: handed on as `features.questions`.
         wanted: False where the source is up to date: nothing is decoded or encoded.
         picture: False where nothing visual is needed: nothing is decoded.
-        features: False where clips are needed, but not the backbone's features of them.
         token: the caller's own, handed back.
     """
 
@@ -119,19 +109,13 @@ class Request:
     questions: tuple[str, ...] = ()
     wanted: bool = True
     picture: bool = True
-    features: bool = True
     token: Any = None
 
     @property
     def decodes(self) -> bool:
-        """Whether anything of clips is needed, from the cache or the decoder."""
+        """Whether clip features are needed, from the cache or the decoder."""
         return (self.wanted and self.picture and self.prepared.visible
                 and not self.prepared.broken)
-
-    @property
-    def kinds(self) -> frozenset[str]:
-        """What is needed of clips: their features, their motion, or both."""
-        return frozenset([_VISUAL] * self.features + [_MOTION] * ("clip_motion" in self.needs))
 
 
 @dataclass(frozen=True)
@@ -171,34 +155,17 @@ class _Item:
         self.request = request
         self.info: VideoInfo | None = None
         self.clip_times = np.zeros((0, 2))
-        self.rows: dict[str, Tensor] = {}  # (C, D) float16 of each kind
+        self.features: Tensor | None = None
         self.missing = 0
         self.keyframes: list[tuple[float, bytes]] = []
         self.failures = list(request.prepared.failures)
-        self.decoded: frozenset[str] = frozenset()  # kinds that are made, not taken from the cache
+        self.submitted = False
         self.ready = False
         self.complete = True
 
-    @property
-    def submitted(self) -> bool:
-        """Whether the decoder has it."""
-        return bool(self.decoded)
-
-    @property
-    def features(self) -> Tensor | None:
-        """(C, Dv) float16."""
-        return self.rows.get(_VISUAL)
-
-    def cut(self, clips: int) -> None:
-        """Forget all but the first clips."""
-        self.clip_times = self.clip_times[:clips]
-        self.rows = {kind: rows[:clips] for kind, rows in self.rows.items() if clips}
-
     def fail(self, stage: str, error: Exception) -> None:
-        failure = Failure(self.request.prepared.source.video_id, stage, type(error).__name__,
-                          str(error))
-        if failure not in self.failures:
-            self.failures.append(failure)
+        self.failures.append(Failure(self.request.prepared.source.video_id, stage,
+                                     type(error).__name__, str(error)))
 
 
 class Pipeline:
@@ -247,10 +214,10 @@ class Pipeline:
         # Sources that are hashed, read for transcripts and given to the decoder ahead of time.
         self._ahead = max(3, workers + 2)
         self.seconds: dict[str, float] = defaultdict(float)
-        # Clips that wait for a full batch, by who is to see them and the number of their frames.
-        self._waiting: dict[tuple[str, int], list[tuple[_Item, int, Tensor]]] = defaultdict(list)
-        self._running: deque[tuple[str, list[tuple[_Item, int]], Future[Tensor]]] = deque()
-        self._lanes: Lanes | None = None
+        # Clips that wait for a full batch, by their number of frames.
+        self._waiting: dict[int, list[tuple[_Item, int, Tensor]]] = defaultdict(list)
+        self._running: deque[tuple[list[tuple[_Item, int]], Future[Tensor]]] = deque()
+        self._lanes: BackboneLanes | None = None
         self._pool: DecodePool | None = None
         self._prober: DecodePool | None = None
         self._preparing: deque[Future[Prepared]] = deque()
@@ -403,7 +370,7 @@ class Pipeline:
                 item = waiting.popleft()
                 started.append(item)
                 self._read(item)
-                if len(started) > 2 * self._batch_size(_VISUAL, 1):
+                if len(started) > 2 * self._batch_size(1):
                     self._flush()
                 while started and started[0].ready:
                     yield self._finish(started.popleft())
@@ -428,25 +395,17 @@ class Pipeline:
         prepared = request.prepared
         if not request.decodes:
             return item
-        kinds = request.kinds
         if self.cache is not None:
             twin = any(other.submitted and
                        other.request.prepared.content_id == prepared.content_id
                        for items in queues for other in items)
-            if twin:
+            if twin or (not self.fresh and
+                        self.cache.has(prepared.content_id, "visual", self.bundle.visual_key)):
                 return item
-            if not self.fresh:
-                keys = self.bundle.clip_keys(request.needs)
-                here = {kind for kind in kinds
-                        if self.cache.has(prepared.content_id, kind, keys[kind])}
-                if here == kinds:
-                    return item
-                kinds = (kinds - here) | self._from_cache(item, here)
-        self._submit(item, kinds)
+        self._submit(item)
         return item
 
-    def _submit(self, item: _Item, kinds: frozenset[str]) -> None:
-        """Have an item decoded for some kinds of outputs; the others are there already."""
+    def _submit(self, item: _Item) -> None:
         if self._pool is None:
             self._pool = DecodePool(self.workers, self.timeout_s,
                                     plugin_openers=self.plugin_openers)
@@ -455,45 +414,33 @@ class Pipeline:
         backbone, still = self.bundle.backbone, source.kind == "image"
         # Pooled over one frame or over four equal ones, a picture's features are the same.
         frames = 1 if still and isinstance(backbone, ImageBackbone) else backbone.frames_per_clip
-        motion = self._motion.config if _MOTION in kinds else None
-        pictures = 0 if motion is None else 1 if still else motion.frames
         self._pool.submit(DecodeJob(
             source.video_id, source.path, "image" if still else "video",
-            clip_s=self.bundle.config.clip_seconds,
-            frames_per_clip=frames if _VISUAL in kinds else 0, height=backbone.image_size,
-            motion_frames=pictures, motion_size=motion.size if motion is not None else 1,
-            keyframes=self.keyframes and _VISUAL in kinds, reader=self.reader))
-        item.decoded = kinds
-
-    @property
-    def _motion(self) -> MotionNetwork:
-        network = self.bundle.motion
-        assert network is not None  # `Encoder.check_needs` comes first
-        return network
+            clip_s=self.bundle.config.clip_seconds, frames_per_clip=frames,
+            height=backbone.image_size, keyframes=self.keyframes, reader=self.reader))
+        item.submitted = True
 
     def _read(self, item: _Item) -> None:
-        """Get what is needed of an item's clips, from the cache or from the decoder."""
+        """Get an item's clip features, from the cache or from the decoder."""
         if not item.request.decodes:
             item.ready = True
             return
         if not item.submitted:
-            lacking = self._from_cache(item, item.request.kinds)
-            if lacking:
-                # The entry has gone, or its twin failed; this one is decoded out of turn.
-                self._flush()
-                lacking = self._from_cache(item, lacking)
-            if lacking:
-                self._decode_alone(item, lacking)
-            else:
-                item.ready = True
+            if self._from_cache(item):
+                return
+            # The entry has gone, or its twin failed; this one is decoded out of turn.
+            self._flush()
+            if self._from_cache(item):
+                return
+            self._decode_alone(item)
             return
         assert self._pool is not None
         self._decode(item, next(self._pool.results()))
 
-    def _decode_alone(self, item: _Item, kinds: frozenset[str]) -> None:
+    def _decode_alone(self, item: _Item) -> None:
         pool, self._pool = self._pool, None
         try:
-            self._submit(item, kinds)
+            self._submit(item)
             assert self._pool is not None
             self._decode(item, next(self._pool.results()))
         finally:
@@ -502,36 +449,21 @@ class Pipeline:
             self._pool = pool
 
     def _decode(self, item: _Item, video: DecodedVideo) -> None:
-        backbone, made = self.bundle.backbone, item.decoded
-        done, run = 0, made
-        if _VISUAL in made:
-            item.keyframes = video.keyframes  # filled while the clips are consumed
+        backbone = self.bundle.backbone
+        done = 0
+        item.keyframes = video.keyframes  # filled while the clips are consumed
         try:
             began = time.perf_counter()
-            info = video.open()
-            count = len(video.clip_times)
-            if item.rows and not np.array_equal(item.clip_times, video.clip_times):
-                raise MediaError(f"{video.job.path}: it has other clips than in the cache; "
-                                 "use --fresh")
-            item.info, item.clip_times = info, np.array(video.clip_times)
-            if info.n_frames == 1 or video.job.motion_frames == 1:
-                run = made - {_MOTION}  # what stands still keeps its zeros
-            item.missing = count * len(run) + 1  # one for the end of decoding
-            for kind in made:
-                width = backbone.dim if kind == _VISUAL else self._motion.config.outputs
-                item.rows[kind] = torch.zeros(count, width, dtype=torch.float16)
+            item.info = video.open()
+            item.clip_times = np.array(video.clip_times)
+            item.missing = len(item.clip_times) + 1  # one for the end of decoding
+            item.features = torch.zeros(len(item.clip_times), backbone.dim, dtype=torch.float16)
             for batch in video.clips():
                 self.seconds["decode"] += time.perf_counter() - began
-                if _VISUAL in run:
-                    pictures = torch.from_numpy(batch.frames)
-                    frames = backbone.square(pictures.flatten(0, 1)).unflatten(
-                        0, pictures.shape[:2])
-                    for offset in range(len(batch)):
-                        self._add(_VISUAL, item, batch.first + offset, frames[offset])
-                if _MOTION in run and batch.motion is not None:
-                    moving = torch.tensor(batch.motion)  # a copy: the frames beside it may go
-                    for offset in range(len(batch)):
-                        self._add(_MOTION, item, batch.first + offset, moving[offset])
+                pictures = torch.from_numpy(batch.frames)
+                frames = backbone.square(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+                for offset in range(len(batch)):
+                    self._add(item, batch.first + offset, frames[offset])
                 done = batch.first + len(batch)
                 began = time.perf_counter()
             self.seconds["decode"] += time.perf_counter() - began
@@ -544,59 +476,54 @@ class Pipeline:
             item.complete = False
             if item.info is None or done == 0:
                 item.fail("open" if item.info is None else "decode", error)
-                item.cut(0)
-                item.ready = True
+                item.features, item.clip_times, item.ready = None, np.zeros((0, 2)), True
             else:  # keep what was read before
                 item.fail("decode", error)
                 lost = len(item.clip_times) - done
-                item.cut(done)
-                self._settle(item, lost * len(run) + 1)
+                item.features = item.features[:done] if item.features is not None else None
+                item.clip_times = item.clip_times[:done]
+                self._settle(item, lost + 1)
 
-    def _add(self, kind: str, item: _Item, clip: int, frames: Tensor) -> None:
-        place = kind, len(frames)
-        rows = self._waiting[place]
+    def _add(self, item: _Item, clip: int, frames: Tensor) -> None:
+        rows = self._waiting[len(frames)]
         rows.append((item, clip, frames))
-        if len(rows) >= self._batch_size(*place):
-            self._run(place, self._waiting.pop(place))
+        if len(rows) >= self._batch_size(len(frames)):
+            self._run_backbone(self._waiting.pop(len(frames)))
 
-    def _batch_size(self, kind: str, frames: int) -> int:
-        """Clips of so many frames in a batch: about 32 pictures on a CPU, 512 on a GPU.
-
-        Of the motion network's pictures, which are smaller, three times as many.
-        """
-        most = 32 if self.bundle.device.type == "cpu" else 512
-        return max(1, (3 * most if kind == _MOTION else most) // frames)
+    def _batch_size(self, frames: int) -> int:
+        """Clips of so many frames in a batch: about 32 pictures on a CPU, 512 on a GPU."""
+        return max(1, (32 if self.bundle.device.type == "cpu" else 512) // frames)
 
     def _flush(self) -> None:
-        """Run the networks on all that waits for a full batch, and wait for all batches."""
+        """Run the backbone on all that waits for a full batch, and wait for all batches."""
         while self._waiting:
-            self._run(*self._waiting.popitem())
+            self._run_backbone(self._waiting.popitem()[1])
         self._collect(0)
 
-    def _run(self, place: tuple[str, int], rows: list[tuple[_Item, int, Tensor]]) -> None:
-        """Start a network on some clips, in a batch that is padded to its full size."""
+    def _run_backbone(self, rows: list[tuple[_Item, int, Tensor]]) -> None:
+        """Start on some clips, in a batch that is padded to its full size."""
         if self._lanes is None:
-            self._lanes = Lanes(self.bundle.device)
+            self._lanes = BackboneLanes(self.bundle.backbone, self.bundle.device)
         frames = torch.stack([frames for _, _, frames in rows])
-        size = self._batch_size(*place)
+        size = self._batch_size(frames.shape[1])
         if len(rows) < size:
             frames = torch.cat([frames, frames.new_zeros(size - len(rows), *frames.shape[1:])])
         places = [(item, clip) for item, clip, _ in rows]
-        network = self.bundle.backbone if place[0] == _VISUAL else self._motion
-        self._running.append((place[0], places, self._lanes.submit(network, frames)))
+        self._running.append((places, self._lanes.submit(frames)))
         self._collect(2 * self._lanes.count)
 
     def _collect(self, most: int) -> None:
-        """Take over outputs that are ready, and wait until at most `most` batches are running."""
-        while self._running and (len(self._running) > most or self._running[0][2].done()):
-            began = time.perf_counter()
-            kind, places, future = self._running.popleft()
+        """Take over features that are ready, and wait until at most `most` batches are running."""
+        if not self._running:
+            return
+        began = time.perf_counter()
+        while self._running and (len(self._running) > most or self._running[0][1].done()):
+            places, future = self._running.popleft()
             for (item, clip), row in zip(places, future.result(), strict=False):
-                if clip < len(item.rows.get(kind, ())):
-                    item.rows[kind][clip] = row
+                if item.features is not None and clip < len(item.features):
+                    item.features[clip] = row
                 self._settle(item, 1)
-            stage = "backbone" if kind == _VISUAL else "motion"
-            self.seconds[stage] += time.perf_counter() - began
+        self.seconds["backbone"] += time.perf_counter() - began
 
     def _settle(self, item: _Item, count: int) -> None:
         item.missing -= count
@@ -607,44 +534,42 @@ class Pipeline:
 
     def _arrived(self, item: _Item) -> None:
         item.ready = True
-        if self.cache is None or not item.complete:
+        if self.cache is None or not item.complete or item.features is None:
             return
         assert item.info is not None
+        pictures = b"".join(jpeg for _, jpeg in item.keyframes)
+        tensors = {
+            "clip_times": torch.from_numpy(item.clip_times),
+            "clip_features": item.features,
+            "keyframe_times": torch.tensor([t for t, _ in item.keyframes], dtype=torch.float64),
+            "keyframe_sizes": torch.tensor([len(j) for _, j in item.keyframes], dtype=torch.int64),
+            "keyframes": torch.frombuffer(bytearray(pictures or b"\0"), dtype=torch.uint8),
+        }
         damage = [failure.message for failure in item.failures if failure.stage == "decode"]
-        metadata = {"info": vars(item.info), "damage": damage}
-        identity, keys = item.request.prepared.content_id, self.bundle.clip_keys(item.request.needs)
-        for kind in item.decoded:
-            tensors = {"clip_times": torch.from_numpy(item.clip_times),
-                       _TENSORS[kind]: item.rows[kind]}
-            if kind == _VISUAL:
-                tensors |= _packed(item.keyframes)
-            self._save(item, identity, kind, keys[kind], tensors, metadata)
+        self._save(item, item.request.prepared.content_id, "visual", self.bundle.visual_key,
+                   tensors, {"info": vars(item.info), "damage": damage})
 
-    def _from_cache(self, item: _Item, kinds: Iterable[str]) -> frozenset[str]:
-        """Take kinds of outputs from the cache; those that it does not hold."""
-        return frozenset(kind for kind in sorted(kinds, reverse=True)
-                         if not self._load(item, kind))
-
-    def _load(self, item: _Item, kind: str) -> bool:
+    def _from_cache(self, item: _Item) -> bool:
         assert self.cache is not None
         prepared = item.request.prepared
-        key = self.bundle.clip_keys(item.request.needs)[kind]
-        found = self.cache.load(prepared.content_id, kind, key)
+        found = self.cache.load(prepared.content_id, "visual", self.bundle.visual_key)
         if found is None:
             return False
         tensors, metadata = found
         try:
-            info = VideoInfo(**metadata["info"])
-            times, rows = tensors["clip_times"].numpy(), tensors[_TENSORS[kind]]
+            item.info = VideoInfo(**metadata["info"])
         except (KeyError, TypeError, ValueError):
             return False  # written by another version
-        if item.rows and not np.array_equal(item.clip_times, times):
-            return False  # a plugin that reads it has changed in between
-        item.info, item.clip_times, item.rows[kind] = info, times, rows
-        if kind == _VISUAL:
-            item.keyframes = _unpacked(tensors)
+        item.clip_times = tensors["clip_times"].numpy()
+        item.features = tensors["clip_features"]
+        data, start = tensors["keyframes"].numpy().tobytes(), 0
+        for moment, size in zip(tensors["keyframe_times"].tolist(),
+                                tensors["keyframe_sizes"].tolist(), strict=True):
+            item.keyframes.append((moment, data[start : start + size]))
+            start += size
         for message in metadata["damage"]:
             item.fail("decode", MediaError(message))
+        item.ready = True
         return True
 
     def _save(self, item: _Item, identity: str, kind: str, key: str,
@@ -660,7 +585,7 @@ class Pipeline:
     def _finish(self, item: _Item) -> Encoded:
         request, prepared = item.request, item.request.prepared
         source = prepared.source
-        usable = bool(item.rows) or len(prepared.transcript.segments) > 0
+        usable = item.features is not None or len(prepared.transcript.segments) > 0
         error: Exception | None = None
         outputs: dict[str, Any] = {}
         if item.failures and (prepared.broken or not usable):
@@ -680,7 +605,7 @@ class Pipeline:
             keyframe_times=[moment for moment, _ in item.keyframes], error=error)
         encoded = Encoded(request, features, item.clip_times, tuple(item.keyframes),
                           tuple(item.failures), item.complete)
-        item.rows = {}
+        item.features = None
         return encoded
 
     def _outputs(self, item: _Item) -> dict[str, Any]:
@@ -696,10 +621,6 @@ class Pipeline:
             "clip_times": _read_only(item.clip_times), "clip_features": clips,
             "segments": texts, "segment_times": _read_only(times),
         }
-        if "clip_motion" in needs:
-            motion = item.rows.get(_MOTION)
-            out["clip_motion"] = motion.to(device).float() if motion is not None else torch.zeros(
-                0, self._motion.config.outputs, device=device)
         if needs & {"clip_embeddings"}:
             out["clip_embeddings"] = encoder.embed_clips(clips)
         if "visual_words" in needs:
@@ -774,25 +695,6 @@ class Pipeline:
                 at = span[:, :1] + (np.arange(count) + 0.5) * length[:, None]
                 yield FrameBatch(batch.frames.reshape(-1, *batch.frames.shape[2:]), at.ravel(),
                                  np.repeat(length, count))
-
-
-def _packed(keyframes: Sequence[tuple[float, bytes]]) -> dict[str, Tensor]:
-    """Keyframes as the tensors of a cache entry."""
-    pictures = b"".join(jpeg for _, jpeg in keyframes)
-    return {
-        "keyframe_times": torch.tensor([t for t, _ in keyframes], dtype=torch.float64),
-        "keyframe_sizes": torch.tensor([len(j) for _, j in keyframes], dtype=torch.int64),
-        "keyframes": torch.frombuffer(bytearray(pictures or b"\0"), dtype=torch.uint8),
-    }
-
-
-def _unpacked(tensors: Mapping[str, Tensor]) -> list[tuple[float, bytes]]:
-    data, start, keyframes = tensors["keyframes"].numpy().tobytes(), 0, []
-    for moment, size in zip(tensors["keyframe_times"].tolist(),
-                            tensors["keyframe_sizes"].tolist(), strict=True):
-        keyframes.append((moment, data[start : start + size]))
-        start += size
-    return keyframes
 
 
 def transcript_hash(transcript: Transcript) -> str:

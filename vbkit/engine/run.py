@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from vbkit.engine.bundle import Bundle
-from vbkit.engine.pipeline import Encoded, Pipeline, Prepared, Request, needs_features
+from vbkit.engine.pipeline import Encoded, Pipeline, Prepared, Request
 from vbkit.errors import PluginError, SchemaError, VbkitError
 from vbkit.explanations import check_explanations
 from vbkit.features import Features
@@ -313,10 +313,7 @@ class Runner:
             needs: frozenset[str] = frozenset().union(*(t.spec.needs for t in todo.tasks))
             if self.captions and (todo.core or todo.tasks):
                 needs |= {"generate"}
-            # A results folder is searched by what the backbone gives, whatever the tasks read.
-            features = self.store is not None or needs_features(needs)
-            yield Request(source, needs, (), bool(todo.tasks) or todo.core, features=features,
-                          token=todo)
+            yield Request(source, needs, (), bool(todo.tasks) or todo.core, token=todo)
 
     def _todo(self, prepared: Prepared) -> _Todo:
         asked = tuple(dict.fromkeys((*self.questions, *prepared.source.questions)))

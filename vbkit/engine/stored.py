@@ -37,7 +37,6 @@ class VideoFeatures:
         language: ISO 639-1 code of the transcript, or None.
         clip_times: (C, 2) float64, s: start and end of each clip.
         clip_features: (C, Dv) float32: pooled features of the visual backbone.
-        clip_motion: (C, M) float32: outputs of the motion network, zeros for a still picture.
         visual_words: (C,) int64: ids in the visual vocabulary.
         segments: S strings: the transcript.
         segment_times: (S, 2) float64, s: start and end, NaN for untimed text.
@@ -52,7 +51,6 @@ class VideoFeatures:
 
     clip_times: np.ndarray
     clip_features: np.ndarray
-    clip_motion: np.ndarray
     visual_words: np.ndarray
     segments: list[str]
     segment_times: np.ndarray
@@ -118,8 +116,8 @@ def load_features(
         needs: names of `vbkit.specs.FEATURE_OUTPUTS`, except `frames` and the methods.
         cache: the feature cache; None for the one that the newest run used.
         engine: an engine with the model of the results; None loads one.
-        missing: what to do about videos whose clip features (or `clip_motion`, where it is among
-            `needs`) are not in the cache: `"raise"`, or `"skip"` to leave them out.
+        missing: what to do about videos whose clip features are not in the cache: `"raise"`, or
+            `"skip"` to leave them out.
 
     Returns:
         For one `video_id` its features; else a dictionary of them by `video_id`, in that order.
@@ -153,9 +151,9 @@ def load_features(
                              "vbkit.load_table(…, 'videos') lists them")
         prepared = {name: prepared[name] for name in asked}
     store = FeatureCache(folder)
-    keys = engine.bundle.clip_keys(wanted)
+    visual = engine.bundle.visual_key
     gone = [name for name, each in prepared.items()
-            if each.visible and not store.has_all(each.content_id, keys)]
+            if each.visible and not store.has(each.content_id, "visual", visual)]
     if gone and (missing == "raise" or isinstance(video_id, str)):
         some = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
         raise StoreError(

@@ -19,7 +19,6 @@ A worker that says nothing for `timeout_s`, or dies, is replaced; its video rais
 from __future__ import annotations
 
 import json
-import math
 import os
 import queue
 import threading
@@ -52,13 +51,11 @@ class DecodeJob:
         path: the file.
         kind: `"video"` or `"image"`; the reader is chosen by the file itself.
         clip_s: length of a clip (s).
-        frames_per_clip: frames of a clip, evenly spaced in it; 0 for none, where there are motion
-            pictures and no keyframes.
+        frames_per_clip: frames of a clip, evenly spaced in it.
+        grey_clips: only these clips, by rising index, in small grey squares (`vbkit.media.grey`);
+            None for all clips, as they are.
+        grey_size: side of a square (px).
         height: the frames' short side (px); the long side keeps the aspect up to 4:1.
-        motion_frames: motion pictures of a clip, evenly spaced in it, out of the same pass; 0 for
-            none.
-        motion_size: side of a motion picture (px): the whole frame in grey, squeezed to a square
-            (`vbkit.media.grey`).
         keyframes: whether to make a JPEG picture of clips.
         max_keyframes: at most so many a video, spread evenly.
         keyframe_width: px, at most.
@@ -72,9 +69,9 @@ class DecodeJob:
     kind: Literal["video", "image"] = "video"
     clip_s: float = 1.5
     frames_per_clip: int = 4
+    grey_clips: tuple[int, ...] | None = None
+    grey_size: int = 112
     height: int = 224
-    motion_frames: int = 0
-    motion_size: int = 112
     keyframes: bool = True
     max_keyframes: int = 240
     keyframe_width: int = 320
@@ -85,15 +82,9 @@ class DecodeJob:
     def __post_init__(self) -> None:
         if self.clip_s <= 0:
             raise ValueError(f"clip_s must be positive, got {self.clip_s}")
-        for name in ("height", "motion_size", "max_keyframes", "keyframe_width"):
+        for name in ("frames_per_clip", "height", "max_keyframes", "keyframe_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("frames_per_clip", "motion_frames"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.decode and not self.frames_per_clip and (self.keyframes or not self.motion_frames):
-            raise ValueError("frames_per_clip must be at least 1 where there are keyframes, or no "
-                             "motion pictures")
 
 
 @dataclass(frozen=True)
@@ -102,22 +93,15 @@ class ClipBatch:
 
     Args:
         first: index of the first of them.
-        frames: (N, F, H, W, 3) uint8, RGB.
-        motion: (N, T, S, S) uint8, grey: the motion pictures; None where the job asked for none.
+        frames: (N, F, H, W, 3) uint8, RGB; (N, F, S, S), grey, where the job names `grey_clips`,
+            of which `first` is then an index.
     """
 
     first: int
     frames: np.ndarray
-    motion: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
-
-
-def _array(payload: bytearray, offset: int, shape: Sequence[int]) -> tuple[np.ndarray, int]:
-    """An array of bytes in a message, and where the next one begins."""
-    size = math.prod(shape)
-    return np.frombuffer(payload, np.uint8, size, offset).reshape(shape), offset + size
 
 
 class DecodedVideo:
@@ -193,14 +177,14 @@ class DecodedVideo:
                 self.damaged = header["damaged"]
                 self._ended = True
                 return
-            frames, offset = _array(payload, 0, header["shape"])
-            motion = None
-            if header["motion"] is not None:
-                motion, offset = _array(payload, offset, header["motion"])
+            shape = tuple(header["shape"])
+            size = int(np.prod(shape))
+            offset = size
             for moment, length in header["keyframes"]:
                 self.keyframes.append((moment, bytes(payload[offset : offset + length])))
                 offset += length
-            yield ClipBatch(header["first"], frames, motion)
+            frames = np.frombuffer(payload, np.uint8, size).reshape(shape)
+            yield ClipBatch(header["first"], frames)
 
     def _next(self) -> tuple[dict[str, Any], bytearray]:
         if self._error is not None:
@@ -409,7 +393,7 @@ class _Lane:
             process.send({
                 "path": str(job.path), "clip_s": job.clip_s,
                 "frames_per_clip": job.frames_per_clip, "height": job.height,
-                "motion_frames": job.motion_frames, "motion_size": job.motion_size,
+                "grey_clips": job.grey_clips, "grey_size": job.grey_size,
                 "keyframes": job.keyframes, "max_keyframes": job.max_keyframes,
                 "keyframe_width": job.keyframe_width,
                 "embedded_transcript": job.embedded_transcript, "reader": job.reader,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["MAX_ASPECT", "clip_grid", "clip_sample_times", "clips_per_batch", "decode_size",
-           "frames_per_batch"]
+__all__ = ["MAX_ASPECT", "clip_grid", "clip_sample_times", "decode_size", "frames_per_batch"]
 
 MAX_ASPECT = 4
 """Frames longer than this many times their short side are squeezed to it."""
@@ -30,14 +29,6 @@ def decode_size(width: int, height: int, short: int | None) -> tuple[int, int]:
 def frames_per_batch(width: int, height: int) -> int:
     """How many frames of a size go into one `FrameBatch`."""
     return max(1, min(_BATCH_FRAMES, _BATCH_BYTES // (3 * width * height)))
-
-
-def clips_per_batch(width: int, height: int, frames: int, motion_bytes: int) -> int:
-    """How many clips go into one message: of `frames` of a size, with motion pictures beside."""
-    if not frames:
-        return max(1, _BATCH_BYTES // max(1, motion_bytes))
-    size = 3 * width * height * frames + motion_bytes
-    return max(1, min(_BATCH_FRAMES // frames, _BATCH_BYTES // size))
 
 
 def clip_grid(duration_s: float, clip_s: float) -> np.ndarray:

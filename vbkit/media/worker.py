@@ -5,8 +5,7 @@ ends when stdin closes, so it does not outlive its parent. What a file does to a
 here: a hang or a crash costs one process, and one video. It imports no torch.
 
 Messages out: `ready`; then for each job `tick` (still alive), `info` (payload: clip times,
-float64), `clips` (payload: frames, motion pictures, then JPEG keyframes), and at last `end` or
-`error`.
+float64), `clips` (payload: frames, then JPEG keyframes), and at last `end` or `error`.
 """
 
 from __future__ import annotations
@@ -18,18 +17,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from vbkit.errors import MediaError, VbkitError
-from vbkit.media.grey import grey_squares
 from vbkit.media.open import Opener, open_video
-from vbkit.media.sizes import clip_grid, clip_sample_times, clips_per_batch
-from vbkit.media.types import VideoReader
+from vbkit.media.sizes import clip_grid, clip_sample_times, frames_per_batch
 from vbkit.media.wire import serve, write_message
 from vbkit.specs import load_object
 
@@ -105,100 +101,44 @@ def _decode(job: dict[str, Any], openers: Sequence[Opener], out: _Output) -> Non
         if not job["decode"]:
             out.send({"type": "end", "damaged": 0})
             return
+        per_clip = job["frames_per_clip"]
         key_clips = set()
         if job["keyframes"]:
             key_clips = set(keyframe_clips(len(clip_times), job["max_keyframes"]).tolist())
-        first = 0
-        for clips in _clips(job, reader, clip_times, out):
-            clips.send(out, first, key_clips, job["keyframe_width"])
-            first += len(clips.frames)
+        times = clip_sample_times(clip_times, per_clip).ravel()
+        pending: list[np.ndarray] = []
+        n_pending, first = 0, 0
+
+        def flush(frames: np.ndarray) -> None:
+            nonlocal first
+            clips = frames.reshape(-1, per_clip, *frames.shape[1:])
+            keyframes = [
+                (float(times[(first + i) * per_clip + per_clip // 2]),
+                 _jpeg(clip[per_clip // 2], job["keyframe_width"]))
+                for i, clip in enumerate(clips) if first + i in key_clips
+            ]
+            header = {"type": "clips", "first": first, "shape": clips.shape,
+                      "keyframes": [(moment, len(jpeg)) for moment, jpeg in keyframes]}
+            out.send(header, [np.ascontiguousarray(clips), *(jpeg for _, jpeg in keyframes)])
+            first += len(clips)
+
+        for batch in reader.frames_at(times.tolist()):
+            pending.append(batch.data)
+            n_pending += len(batch)
+            out.tick()
+            height, width = batch.data.shape[1:3]
+            if n_pending >= max(per_clip, frames_per_batch(width, height)):
+                frames = np.concatenate(pending) if len(pending) > 1 else pending[0]
+                whole = n_pending // per_clip * per_clip
+                flush(frames[:whole])
+                pending = [frames[whole:]] if whole < n_pending else []
+                n_pending -= whole
+        if n_pending:
+            flush(np.concatenate(pending))
         if first != len(clip_times):
             raise MediaError(f"{job['path']}: the reader {info.reader or type(reader).__name__} "
                              f"gave frames for {first} of {len(clip_times)} clips")
         out.send({"type": "end", "damaged": reader.damaged})
-
-
-@dataclass
-class _Clips:
-    """Whole clips: (N, F, H, W, 3) frames at (N, F) times, (N, T, S, S) motion pictures."""
-
-    frames: np.ndarray
-    times: np.ndarray
-    motion: np.ndarray | None
-
-    def send(self, out: _Output, first: int, key_clips: Collection[int], width: int) -> None:
-        """Send them, with keyframes of those clips among them that are `key_clips`."""
-        middle = self.frames.shape[1] // 2
-        keyframes = [(float(self.times[i, middle]), _jpeg(clip[middle], width))
-                     for i, clip in enumerate(self.frames) if first + i in key_clips]
-        header = {"type": "clips", "first": first, "shape": self.frames.shape,
-                  "motion": self.motion.shape if self.motion is not None else None,
-                  "keyframes": [(moment, len(jpeg)) for moment, jpeg in keyframes]}
-        arrays = [self.frames] if self.motion is None else [self.frames, self.motion]
-        out.send(header, [*map(np.ascontiguousarray, arrays), *(jpeg for _, jpeg in keyframes)])
-
-
-class _Rows:
-    """Pictures that wait until their clips are whole."""
-
-    def __init__(self) -> None:
-        self._parts: list[np.ndarray] = []
-        self.count = 0
-
-    def add(self, pictures: np.ndarray) -> None:
-        self._parts.append(pictures)
-        self.count += len(pictures)
-
-    def take(self, count: int) -> np.ndarray:
-        rows = np.concatenate(self._parts) if len(self._parts) > 1 else self._parts[0]
-        self._parts = [rows[count:]]
-        self.count -= count
-        return rows[:count]
-
-
-def _clips(job: dict[str, Any], reader: VideoReader, clip_times: np.ndarray,
-           out: _Output) -> Iterator[_Clips]:
-    """The clips of a job, some at a time, all out of one pass through the video.
-
-    The frames of a clip and the pictures of its motion are asked for together, in the order of
-    their times.
-    """
-    per_clip, moving, size = job["frames_per_clip"], job["motion_frames"], job["motion_size"]
-    frame_times = clip_sample_times(clip_times, per_clip)
-    times = np.concatenate([frame_times, clip_sample_times(clip_times, moving)], axis=1)
-    order = np.argsort(times, axis=1, kind="stable")
-    times, is_motion = np.take_along_axis(times, order, 1).ravel(), (order >= per_clip).ravel()
-    frames, motion = _Rows(), _Rows()
-    seen = first = 0
-    shape: tuple[int, ...] = ()
-
-    def take(count: int) -> _Clips:
-        nonlocal first
-        whole = _Clips(
-            frames.take(count * per_clip).reshape(count, per_clip, *shape),
-            frame_times[first : first + count],
-            motion.take(count * moving).reshape(count, moving, size, size) if moving else None)
-        first += count
-        return whole
-
-    for batch in reader.frames_at(times.tolist()):
-        out.tick()
-        shape = batch.data.shape[1:]
-        chosen = is_motion[seen : seen + len(batch)]
-        seen += len(batch)
-        if seen > len(times):
-            raise MediaError(f"{job['path']}: the reader {type(reader).__name__} gave more frames "
-                             "than it was asked for")
-        frames.add(batch.data[~chosen] if moving else batch.data)
-        if moving:
-            motion.add(grey_squares(batch.data[chosen], size))
-        whole = min(rows.count // each for rows, each in ((frames, per_clip), (motion, moving))
-                    if each)
-        if whole >= clips_per_batch(shape[1], shape[0], per_clip, moving * size * size):
-            yield take(whole)
-    whole = seen // (per_clip + moving) - first
-    if whole:
-        yield take(whole)
 
 
 def _plugin_openers(targets: bool | Sequence[str]) -> list[Opener]:

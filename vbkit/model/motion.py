@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vbkit.errors import ModelError
 from vbkit.files import renamed
@@ -44,6 +45,7 @@ class MotionConfig:
         frames: T, pictures of a clip, evenly spaced over it.
         size: S, side of a picture (px): the whole frame in grey, squeezed to a square.
         channels: of each stage of the network.
+        depth: blocks of each stage.
         outputs: M, how many numbers it gives for a clip.
 
     Raises:
@@ -52,19 +54,25 @@ class MotionConfig:
 
     frames: int = 24
     size: int = 112
-    channels: tuple[int, ...] = (24, 48, 96, 160)
+    channels: tuple[int, ...] = (32, 64, 104, 168)
+    depth: tuple[int, ...] = (1, 2, 2, 2)
     outputs: int = 128
 
     def __post_init__(self) -> None:
         for name, most in (("frames", 256), ("size", 512), ("outputs", 65536)):
             _check_count(name, getattr(self, name), most)
-        if isinstance(self.channels, str) or not isinstance(self.channels, (list, tuple)):
-            raise ModelError(f"channels must be a list of numbers, got {self.channels!r}")
-        object.__setattr__(self, "channels", tuple(self.channels))
+        for name in ("channels", "depth"):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)):
+                raise ModelError(f"{name} must be a list of numbers, got {values!r}")
+            for value in values:
+                _check_count(name, value, 65536 if name == "channels" else 64)
+            object.__setattr__(self, name, tuple(values))
         if not self.channels:
             raise ModelError("channels must name at least one stage")
-        for channels in self.channels:
-            _check_count("channels", channels, 65536)
+        if len(self.depth) != len(self.channels):
+            raise ModelError(f"channels are of {len(self.channels)} stages, but depth of "
+                             f"{len(self.depth)}")
         if self.frames < 2:
             raise ModelError("frames must be at least 2: nothing moves in one picture")
 
@@ -84,30 +92,91 @@ class MotionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        return {**dataclasses.asdict(self), "channels": list(self.channels)}
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in dataclasses.asdict(self).items()}
 
 
-class MotionStages(nn.Module):
-    """The network itself: (B, 1, T, S, S) pixels from -1 to 1 -> (B, M).
+def _convolution(before: int, after: int, kernel: tuple[int, int],
+                 stride: int | tuple[int, int] = 1) -> nn.Conv2d:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    return nn.Conv2d(before, after, kernel, stride, padding, bias=False)
 
-    Each stage is a convolution over time and space. The first halves the pictures' size, each
-    further one size and time; the mean over what is left is mapped to the outputs.
+
+class _OverTime(nn.Module):
+    """A convolution of each pixel over three pictures: (B·T, C, H, W) -> (B·T', C, H, W).
+
+    It runs as a 2-D one over (T, H·W): 3-D ones are slow on a CPU. Where channels are last in
+    memory, nothing is copied for it.
+    """
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = _convolution(channels, channels, (3, 1), (stride, 1))
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, pictures: Tensor, clips: int) -> Tensor:
+        size = pictures.shape[2:]
+        over_time = pictures.unflatten(0, (clips, -1)).permute(0, 2, 1, 3, 4).flatten(3)
+        over_time = self.norm(self.convolution(over_time)).unflatten(3, size)
+        return over_time.permute(0, 2, 1, 3, 4).flatten(0, 1)
+
+
+class _Block(nn.Module):
+    """A convolution of each picture and one over time, beside a shortcut.
+
+    With a stride, the pictures' height and width and their number become so many times smaller.
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.convolution = _convolution(before, after, (3, 3), stride)
+        self.norm = nn.BatchNorm2d(after)
+        self.over_time = _OverTime(after, stride)
+        self.shortcut: nn.Module | None = None
+        if before != after or stride > 1:
+            self.shortcut = nn.Sequential(_convolution(before, after, (1, 1), stride),
+                                          nn.BatchNorm2d(after))
+
+    def forward(self, pictures: Tensor, clips: int) -> Tensor:
+        made = self.over_time(functional.relu(self.norm(self.convolution(pictures))), clips)
+        if self.shortcut is not None:
+            if self.stride > 1:
+                pictures = pictures.unflatten(0, (clips, -1))[:, ::self.stride].flatten(0, 1)
+            pictures = self.shortcut(pictures)
+        return functional.relu(made + pictures)
+
+
+class MotionLayers(nn.Module):
+    """The network itself: (B, T, S, S, 2) -> (B, M).
+
+    Its two channels are the pixels, from -1 to 1, and twice their change since the picture before.
+    Convolutions of pictures and over time alternate, as in R(2+1)D (Tran et al., CVPR 2018). What
+    is left is pooled twice, by its mean and by the mean over time of its maxima.
     """
 
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
-        stages: list[nn.Module] = []
-        before = 1
-        for number, channels in enumerate(config.channels):
-            stride = (2 if number else 1, 2, 2)
-            stages += [nn.Conv3d(before, channels, 3, stride, padding=1, bias=False),
-                       nn.BatchNorm3d(channels), nn.ReLU(inplace=True)]
-            before = channels
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(before, config.outputs)
+        width = config.channels[0]
+        self.stem = _convolution(2, width, (7, 7), 4)
+        self.stem_norm = nn.BatchNorm2d(width)
+        self.stem_over_time = _OverTime(width)
+        self.blocks = nn.ModuleList()
+        for stage, (channels, depth) in enumerate(zip(config.channels, config.depth, strict=True)):
+            for number in range(depth):
+                self.blocks.append(_Block(width, channels, 2 if stage and not number else 1))
+                width = channels
+        self.head = nn.Linear(2 * width, config.outputs)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(self.stages(pixels).mean((2, 3, 4)))
+        clips = pixels.shape[0]
+        pictures = pixels.flatten(0, 1).permute(0, 3, 1, 2)
+        pictures = functional.relu(self.stem_norm(self.stem(pictures)))
+        pictures = functional.relu(self.stem_over_time(pictures, clips))
+        for block in self.blocks:
+            pictures = block(pictures, clips)
+        left = pictures.unflatten(0, (clips, -1))
+        return self.head(torch.cat([left.mean((1, 3, 4)), left.amax((3, 4)).mean(1)], 1))
 
 
 class MotionNetwork(nn.Module):
@@ -120,7 +189,7 @@ class MotionNetwork(nn.Module):
     def __init__(self, config: MotionConfig | None = None) -> None:
         super().__init__()
         self.config = config or MotionConfig()
-        self.network: nn.Module = MotionStages(self.config)
+        self.network: nn.Module = MotionLayers(self.config)
         self._dtype = torch.float32
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -142,8 +211,10 @@ class MotionNetwork(nn.Module):
                              f"{tuple(frames.shape)} {frames.dtype}")
         if not len(frames):
             return torch.zeros(0, config.outputs, device=frames.device)
-        pixels = (frames.float() / 127.5 - 1).to(self._dtype).unsqueeze(1)
-        return self.network(pixels.contiguous(memory_format=torch.channels_last_3d)).float()
+        pixels = frames.float() / 127.5 - 1
+        # in float32, and rounded once: small changes would not survive bfloat16
+        change = functional.pad(2 * (pixels[:, 1:] - pixels[:, :-1]), (0, 0, 0, 0, 1, 0))
+        return self.network(torch.stack([pixels, change], -1).to(self._dtype)).float()
 
     def prepare(self, device: torch.device | str, precision: Precision = "float32") -> Self:
         """Make it ready to be used, as `Backbone.prepare` does. Training and saving end here.
@@ -157,15 +228,14 @@ class MotionNetwork(nn.Module):
         self.eval().requires_grad_(False)
         if self._dtype == torch.float32:
             config = self.config
-            example = torch.randn(2, 1, config.frames, config.size, config.size,
+            example = torch.randn(2, config.frames, config.size, config.size, 2,
                                   generator=torch.Generator().manual_seed(0))
             self.network = fold_batch_norms(self.network.float(), example)
         self._dtype = dtypes[precision]
         self.network.to(dtype=self._dtype)
         for parameter in self.network.parameters():
-            if parameter.ndim == 5:
-                parameter.data = parameter.data.contiguous(
-                    memory_format=torch.channels_last_3d)
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return self.to(device)
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:

@@ -289,7 +289,6 @@ def _stages(text: Any) -> list[Stage]:
 
 def _stage_name(name: str) -> str:
     known = {"decode": "waiting for decoding", "backbone": "visual backbone",
-             "motion": "motion network",
              "text": "reading text", "joint": "joint encoder"}
     return known.get(name, name.removeprefix("head:"))
 

@@ -33,7 +33,6 @@ class ModelSizes:
 
     Args:
         visual: Dv, of `clip_features`.
-        motion: M, of `clip_motion`; `mini` has no motion network, so that of one by default.
         shared: D, of the space that video and text share.
         hidden: H, of the joint encoder.
         visual_words: ids in the visual vocabulary.
@@ -41,7 +40,6 @@ class ModelSizes:
     """
 
     visual: int = 5120
-    motion: int = 128
     shared: int = 384
     hidden: int = 384
     visual_words: int = 512
@@ -157,9 +155,6 @@ class _Made:
 
     def clip_features(self) -> torch.Tensor:
         return self._normal("clip_features", self.clips, self.sizes.visual).abs()
-
-    def clip_motion(self) -> torch.Tensor:
-        return self._normal("clip_motion", self.clips, self.sizes.motion)
 
     def visual_words(self) -> torch.Tensor:
         import torch
