@@ -1,11 +1,10 @@
-"""`clip_motion`: small grey pictures out of the decoder's one pass, and the network that sees them.
-"""
+"""`motion`: clips decoded again as small grey pictures, and the network that sees them."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,16 +22,20 @@ from training_files import make_bundle
 import vbkit
 from vbkit import Column, Head, TableSchema, TaskSpec, hookimpl
 from vbkit.engine.bundle import Bundle
-from vbkit.engine.cache import FeatureCache
-from vbkit.engine.pipeline import Request
-from vbkit.errors import ModelError, StoreError
-from vbkit.explanations import Piece, hide, part
+from vbkit.errors import FeatureError, MediaError, ModelError
+from vbkit.explanations import (
+    Explanation,
+    Piece,
+    explain_pieces,
+    explanations_frame,
+    hide,
+    part,
+)
 from vbkit.media import DecodeJob, DecodePool, open_video
 from vbkit.media.grey import grey_squares
 from vbkit.media.sizes import clip_grid, clip_sample_times
 from vbkit.model.motion import MOTION_FILE, MotionConfig, MotionNetwork
 from vbkit.plugins import PluginManager
-from vbkit.sources import expand_inputs
 
 # Pictures
 
@@ -75,38 +78,33 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_video(tmp_path_factory.mktemp("motion") / "talk.mp4", n=160)
 
 
-def decoded(pool: DecodePool, path: Path, **settings) -> tuple[np.ndarray, np.ndarray | None, list]:
-    video = pool.decode(DecodeJob("", path, height=64, **settings))
+def squares(pool: DecodePool, path: Path, clips: Sequence[int], frames: int = 9, size: int = 40,
+            **settings) -> np.ndarray:
+    video = pool.decode(DecodeJob("", path, height=64, frames_per_clip=frames, grey_size=size,
+                                  grey_clips=tuple(clips), keyframes=False, **settings))
     batches = list(video.clips())
-    motion = [batch.motion for batch in batches]
-    return (np.concatenate([batch.frames for batch in batches]),
-            None if motion[0] is None else np.concatenate(motion), video.keyframes)
+    assert [batch.first for batch in batches] == list(np.cumsum(
+        [0, *(len(batch) for batch in batches[:-1])]))
+    return np.concatenate([batch.frames for batch in batches])
 
 
-def test_motion_pictures_come_of_the_right_times_in_the_same_pass(video: Path) -> None:
+def test_pictures_come_of_the_right_times_of_the_clips_asked_for(video: Path) -> None:
     with DecodePool(plugin_openers=False) as pool:
-        plain, none, keyframes = decoded(pool, video)
-        frames, motion, others = decoded(pool, video, motion_frames=9, motion_size=40)
-        alone, same, _ = decoded(pool, video, motion_frames=9, motion_size=40, frames_per_clip=0,
-                                 keyframes=False)
-    assert none is None
-    assert np.array_equal(frames, plain)
-    assert keyframes == others
-    assert (motion.shape, motion.dtype) == ((4, 9, 40, 40), np.uint8)
-    assert alone.shape == (4, 0, 64, 160, 3)
-    assert np.array_equal(motion, same)
+        every = squares(pool, video, range(4))
+        some = squares(pool, video, [0, 3])
+    assert (every.shape, every.dtype) == ((4, 9, 40, 40), np.uint8)
+    assert np.array_equal(some, every[[0, 3]])
     reader = open_video(video, {"height": 64})
     times = clip_sample_times(clip_grid(reader.info.duration_s, 1.5), 9).ravel()
     shown = np.concatenate([batch.data for batch in reader.frames_at(times.tolist())])
     assert [read_number(frame) for frame in shown] == [int(t * 25 + 1e-6) for t in times]
-    assert np.array_equal(motion.reshape(-1, 40, 40), grey_squares(shown, 40))
+    assert np.array_equal(every.reshape(-1, 40, 40), grey_squares(shown, 40))
 
 
 def test_times_are_those_of_presentation(tmp_path: Path) -> None:
     path = make_video(tmp_path / "uneven.mp4", times_ms=[0, 40, 500, 520, 900, 1400, 1460])
     with DecodePool(plugin_openers=False) as pool:
-        _, motion, _ = decoded(pool, path, motion_frames=15, motion_size=64)
-    (clip,) = motion
+        (clip,) = squares(pool, path, [0], 15, 64)
     seen = [read_number(np.repeat(picture[..., None], 3, 2)) for picture in clip]
     duration = open_video(path).info.duration_s
     at = (np.arange(15) + 0.5) * duration / 15
@@ -116,7 +114,7 @@ def test_times_are_those_of_presentation(tmp_path: Path) -> None:
 
 def test_both_readers_agree(video: Path) -> None:
     with DecodePool(plugin_openers=False) as pool:
-        one, other = (decoded(pool, video, motion_frames=8, motion_size=32, reader=reader)[1]
+        one, other = (squares(pool, video, [1, 3], 8, 32, reader=reader)
                       for reader in ("pyav", "decord"))
     difference = np.abs(one.astype(int) - other)
     assert difference.mean() < 2  # they scale the frames differently
@@ -125,21 +123,21 @@ def test_both_readers_agree(video: Path) -> None:
     assert apart > 5 * difference.mean()
 
 
-def test_long_videos_come_in_messages_of_bounded_size() -> None:
+def test_many_clips_come_in_messages_of_bounded_size() -> None:
     with DecodePool(plugin_openers=["media_openers:opener"]) as pool:
-        for frames in (0, 4):
-            video = pool.decode(DecodeJob("", Path("long.fake"), height=16, frames_per_clip=frames,
-                                          motion_frames=24, motion_size=112, keyframes=False))
-            sizes = [batch.frames.nbytes + batch.motion.nbytes for batch in video.clips()]
-            assert len(sizes) > 10
-            assert max(sizes) < 9 << 20
+        video = pool.decode(DecodeJob("", Path("long.fake"), height=16, frames_per_clip=24,
+                                      grey_clips=tuple(range(0, 100, 2)), keyframes=False))
+        sizes = [batch.frames.nbytes for batch in video.clips()]
+    assert len(sizes) > 10
+    assert sum(sizes) == 50 * 24 * 112 * 112
+    assert max(sizes) < 9 << 20
 
 
 @pytest.mark.parametrize("wrong", [
-    {"motion_frames": -1}, {"frames_per_clip": 0}, {"motion_size": 0},
-    {"frames_per_clip": 0, "motion_frames": 4, "keyframes": True}])
+    {"grey_clips": (1, 0), "keyframes": False}, {"grey_clips": (2, 2), "keyframes": False},
+    {"grey_clips": (-1,), "keyframes": False}, {"grey_clips": (0,)}, {"grey_size": 0}])
 def test_jobs_that_cannot_be(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match="grey"):
         DecodeJob("", Path("x.mp4"), **wrong)
 
 
@@ -151,7 +149,7 @@ def network() -> MotionNetwork:
     torch.manual_seed(3)
     made = MotionNetwork(MotionConfig(**MOTION))
     for module in made.network.modules():
-        if isinstance(module, torch.nn.BatchNorm3d):
+        if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     torch.nn.init.normal_(made.network.head.weight)
     return made.eval()
@@ -179,6 +177,7 @@ def test_a_network_comes_back_from_its_file(
         assert float(wanted.std(0).min()) > 1e-3  # it tells the clips apart
         assert float((got - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
         ready = loaded.prepare("cpu")
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ready.modules())
         torch.testing.assert_close(ready(pictures), got, rtol=1e-4, atol=1e-4)
         rough = MotionNetwork.load(tmp_path).prepare("cpu", "bfloat16")(pictures)
         assert rough.dtype == torch.float32
@@ -186,15 +185,25 @@ def test_a_network_comes_back_from_its_file(
         assert ready(pictures[:0]).shape == (0, 5)
 
 
+def test_clips_and_neighbours(network: MotionNetwork, pictures: torch.Tensor) -> None:
+    with torch.no_grad():
+        wanted = network(pictures)
+        for clip in range(3):
+            torch.testing.assert_close(network(pictures[clip : clip + 1])[0], wanted[clip])
+        backwards = network(pictures.flip(1))
+        assert float((backwards - wanted).abs().max()) > 1e-3  # it sees the order of time
+
+
 def test_a_small_file_for_int8(tmp_path: Path) -> None:
     sizes = [MotionNetwork().save(tmp_path, dtype).stat().st_size
              for dtype in (torch.int8, torch.float16)]
-    assert sizes[0] < 0.6 * sizes[1] < 1e6
+    assert sizes[0] < 0.6 * sizes[1] < 1.3e6
 
 
 def test_files_that_are_damaged_or_do_not_fit(network: MotionNetwork, tmp_path: Path) -> None:
     path = network.save(tmp_path, torch.int8)
-    whole, tensors = path.read_bytes(), load_file(path)
+    # copies, since the file that they are mapped from is written over
+    whole, tensors = path.read_bytes(), {k: v.clone() for k, v in load_file(path).items()}
     metadata = {"format": "vbkit.motion_network", "version": "1",
                 "config": _json(network.config)}
 
@@ -216,8 +225,8 @@ def test_files_that_are_damaged_or_do_not_fit(network: MotionNetwork, tmp_path: 
     refused("setting 'width' of the motion network is unknown", config='{"width": 3}')
     refused("outputs must be a whole number", config='{"outputs": 0.5}')
     refused("has shape", config=_json(MotionConfig(**{**MOTION, "outputs": 6})))
-    refused("lacks tensor stages.6.weight and", config=_json(
-        MotionConfig(**{**MOTION, "channels": (4, 6, 8)})))
+    refused("lacks tensor blocks.3.convolution.weight and", config=_json(
+        MotionConfig(**{**MOTION, "depth": (1, 3)})))
     refused("holds the unknown tensor odd", {"odd": torch.zeros(1)})
     refused("head.bias is not finite", {"head.bias": torch.full((5,), torch.inf)})
     refused("head.weight.scale has shape", {"head.weight.scale": torch.ones(4)})
@@ -236,7 +245,8 @@ def _json(config: MotionConfig) -> str:
 @pytest.mark.parametrize(("wrong", "reason"), [
     ({"frames": 1}, "nothing moves in one picture"), ({"size": 0}, "size must be"),
     ({"channels": ()}, "at least one stage"), ({"channels": "wide"}, "list of numbers"),
-    ({"channels": (8, True)}, "channels must be"), ({"outputs": "9"}, "outputs must be")])
+    ({"channels": (8, True)}, "channels must be"), ({"depth": (1, 2, 2)}, "depth of 3"),
+    ({"depth": (1, 2, 0, 2)}, "depth must be"), ({"outputs": "9"}, "outputs must be")])
 def test_configurations_that_cannot_be(wrong: dict, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         MotionConfig(**wrong)
@@ -273,144 +283,155 @@ def cached(engine: vbkit.Engine, folder: Path) -> vbkit.Engine:
     return other
 
 
-def encode(engine: vbkit.Engine, *paths: Path, needs: frozenset | set = frozenset({"clip_motion"}),
-           **settings) -> list[vbkit.Features]:
-    found = list(engine.encode(list(paths), needs, transcript="none", **settings))
-    assert [features.error for features in found] == [None] * len(paths)
-    return found
+def encode(engine: vbkit.Engine, *paths: Path, **settings) -> Iterator[vbkit.Features]:
+    for features in engine.encode(list(paths), {"motion", "clip_times"}, transcript="none",
+                                  **settings):
+        assert features.error is None
+        yield features
 
 
 @contextmanager
-def runs(engine: vbkit.Engine) -> Iterator[dict[str, int]]:
-    """How many batches the backbone and the motion network run meanwhile."""
-    counts = {"backbone": 0, "motion": 0}
+def seen(engine: vbkit.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple]]:
+    """What is decoded again meanwhile: the clips of each job."""
+    jobs, submit = [], DecodePool.submit
 
-    def counter(name: str):
-        def count(*_: object) -> None:
-            counts[name] += 1
-        return count
+    def noted(pool: DecodePool, job: DecodeJob) -> None:
+        if job.grey_clips is not None:
+            jobs.append(job.grey_clips)
+        submit(pool, job)
 
-    hooks = [engine.bundle.backbone.register_forward_hook(counter("backbone")),
-             engine.bundle.motion.register_forward_hook(counter("motion"))]
-    try:
-        yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodePool, "submit", noted)
+        yield jobs
 
 
 def test_a_row_is_what_the_network_gives_for_the_pictures(
     moving: vbkit.Engine, network: MotionNetwork, video: Path
 ) -> None:
-    with runs(moving) as counts:
-        (features,) = encode(moving, video, needs={"clip_motion", "clip_times"})
-    assert counts == {"backbone": 0, "motion": 1}
-    assert (features.clip_motion.shape, features.clip_motion.dtype) == ((4, 5), torch.float32)
-    assert features.clip_times.shape == (4, 2)
+    (features,) = encode(moving, video)
     with DecodePool(plugin_openers=False) as pool:
-        job = DecodeJob("", video, frames_per_clip=0, motion_frames=6, motion_size=16,
-                        keyframes=False)
-        (batch,) = pool.decode(job).clips()
+        pictures = [batch.frames for batch in pool.decode(DecodeJob(
+            "", video, frames_per_clip=6, grey_clips=(0, 1, 2, 3), grey_size=16, keyframes=False,
+            height=moving.bundle.backbone.image_size)).clips()]
     with torch.no_grad():
-        wanted = network(torch.tensor(batch.motion))
-    torch.testing.assert_close(features.clip_motion, wanted, rtol=2e-3, atol=2e-3)
-    assert torch.equal(features.clip_motion, features.clip_motion.half().float())
+        wanted = network(torch.tensor(np.concatenate(pictures)))
+    rows = features.motion(range(4))
+    assert (rows.shape, rows.dtype, rows.requires_grad) == ((4, 5), torch.float32, False)
+    torch.testing.assert_close(rows, wanted, rtol=2e-3, atol=2e-3)
+    assert torch.equal(rows, rows.half().float())
+    assert torch.equal(features.motion([2, 0, 2]), rows[[2, 0, 2]])
+    assert torch.equal(features.motion(torch.tensor([3])), rows[[3]])
+    assert features.motion([]).shape == (0, 5)
+    for wrong in (4, -1):
+        with pytest.raises(FeatureError, match=f"talk.mp4 has no clip {wrong}; it has 4"):
+            features.motion([0, wrong])
 
 
-def test_neighbours_and_other_outputs_change_nothing(
-    moving: vbkit.Engine, video: Path, tmp_path: Path
+def test_a_row_depends_on_its_clip_alone(moving: vbkit.Engine, tmp_path: Path) -> None:
+    long = make_video(tmp_path / "long.mp4", n=500, gop_size=30)
+    clips = list(range(13))
+    for features in encode(moving, long):
+        whole = features.motion(clips)
+    assert float(whole.std(0).min()) > 1e-4
+    for chosen in ([7], [12, 1, 2], [0, 6, 7, 11], clips[::-1]):
+        features.motion._rows.clear()  # as in another run
+        assert torch.equal(features.motion(chosen), whole[chosen])
+
+
+def test_one_process_serves_a_run_and_each_clip_is_decoded_once(
+    moving: vbkit.Engine, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = [make_video(tmp_path / f"{n}.mp4", n=n) for n in (700, 40)]  # more than a batch
-    both = {"clip_motion", "clip_features"}
-    together = encode(moving, *others, video, needs=both)
-    for path, among in zip([*others, video], together, strict=True):
-        (alone,) = encode(moving, path)
-        assert torch.equal(alone.clip_motion, among.clip_motion)
-        assert len(among.clip_motion) == len(among.clip_features)
-    assert len(together[0].clip_motion) == 19
-    (without,) = encode(moving, video, needs={"clip_features"})
-    assert torch.equal(without.clip_features, together[2].clip_features)
+    other = make_video(tmp_path / "other.mp4", n=80)
+    started, init = [], DecodePool.__init__
+
+    def noted(pool: DecodePool, *args, **settings) -> None:
+        started.append(pool)
+        init(pool, *args, **settings)
+
+    monkeypatch.setattr(DecodePool, "__init__", noted)
+    with seen(moving, monkeypatch) as jobs:
+        for features in encode(moving, video, other):
+            once = features.motion([1, 0])
+            assert torch.equal(features.restrict({"motion"}).motion([0, 1, 1]), once[[1, 0, 0]])
+        features.motion([0])
+    assert jobs == [(0, 1), (0, 1)]
+    assert len(started) == 2  # one runs ahead, one decodes again
+    assert all(pool._closed for pool in started)
+    list(encode(moving, video, other))
+    assert len(started) == 3  # who does not ask, pays nothing
 
 
-def test_what_stands_still_is_zeros(moving: vbkit.Engine, tmp_path: Path) -> None:
+def test_what_stands_still_is_zeros(
+    moving: vbkit.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.linear_gradient("L").save(tmp_path / "still.png")
     make_video(tmp_path / "one.mp4", n=1)
-    with runs(moving) as counts:
-        found = encode(moving, tmp_path / "still.png", tmp_path / "one.mp4",
-                       needs={"clip_motion", "clip_features"})
-        found += encode(moving, tmp_path / "still.png", tmp_path / "one.mp4")
-    assert counts["motion"] == 0
-    assert [features.clip_motion.tolist() for features in found] == [[[0.0] * 5]] * 4
-
-
-def test_text_alone_has_no_rows(moving: vbkit.Engine, tmp_path: Path) -> None:
     (tmp_path / "talk.srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nWords.\n")
-    (features,) = moving.encode([tmp_path / "talk.srt"], {"clip_motion", "segments"})
-    assert features.clip_motion.shape == (0, 5)
-    assert features.segments == ["Words."]
+    with seen(moving, monkeypatch) as jobs:
+        for features in encode(moving, tmp_path / "still.png", tmp_path / "one.mp4"):
+            assert features.motion([0, 0]).tolist() == [[0.0] * 5] * 2
+        (text,) = encode(moving, tmp_path / "talk.srt")
+        assert text.motion([]).shape == (0, 5)
+    assert jobs == []
 
 
-def test_the_cache_gives_the_same_and_is_extended(
+def test_the_cache_is_extended_and_read_without_decoding(
+    moving: vbkit.Engine, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = cached(moving, tmp_path / "cache")
+    (plain,) = encode(moving, video)
+    wanted = plain.motion(range(4))
+    shutil.copy(video, tmp_path / "twin.mp4")
+    with seen(engine, monkeypatch) as jobs:
+        one, twin = encode(engine, video, tmp_path / "twin.mp4")
+        assert torch.equal(one.motion([2]), wanted[[2]])
+        assert torch.equal(twin.motion([3, 2, 1]), wanted[[3, 2, 1]])
+        assert torch.equal(one.motion([1, 3]), wanted[[1, 3]])
+        assert jobs == [(2,), (1, 3)]
+        (later,) = encode(engine, video)
+        assert torch.equal(later.motion([1, 2, 3]), wanted[1:])
+        assert jobs == [(2,), (1, 3)]
+        (path,) = (tmp_path / "cache").rglob("motion-*.safetensors")
+        entry = load_file(path)
+        assert (entry["clips"].dtype, entry["motion"].dtype) == (torch.int64, torch.float16)
+        assert entry["clips"].tolist() == [1, 2, 3]
+        assert torch.equal(entry["motion"].float(), wanted[1:])
+        (fresh,) = encode(engine, video, fresh=True)
+        assert torch.equal(fresh.motion([2]), wanted[[2]])
+        assert jobs[2:] == [(2,)]
+        path.write_bytes(path.read_bytes()[:100])
+        (again,) = encode(engine, video)
+        assert torch.equal(again.motion([0, 3]), wanted[[0, 3]])
+        assert jobs[3:] == [(0, 3)]
+
+
+def test_a_video_that_is_gone_or_changed(
     moving: vbkit.Engine, video: Path, tmp_path: Path
 ) -> None:
     engine = cached(moving, tmp_path / "cache")
-    both = {"clip_motion", "clip_features"}
-    (plain,) = encode(moving, video, needs=both)
-    shutil.copy(video, tmp_path / "twin.mp4")
-    paths = [video, tmp_path / "twin.mp4"]
-    with runs(engine) as counts:
-        encode(engine, *paths, needs={"clip_features"})  # an entry as it was before
-        assert counts == {"backbone": 1, "motion": 0}
-        for _ in range(2):
-            for features in encode(engine, *paths, needs=both):
-                for name in both:
-                    assert torch.equal(getattr(features, name), getattr(plain, name))
-                assert len(features.keyframe_times) == 4
-        assert counts == {"backbone": 1, "motion": 1}
-        encode(engine, video, needs=both, fresh=True)
-        assert counts == {"backbone": 2, "motion": 2}
-    for entry in (tmp_path / "cache").rglob("motion-*.safetensors"):
-        entry.write_bytes(entry.read_bytes()[:100])
-    assert torch.equal(encode(engine, *paths)[1].clip_motion, plain.clip_motion)
-    other = cached(moving, tmp_path / "other")  # the other way round: motion first
-    with runs(other) as counts:
-        for needs in ({"clip_motion"}, both):
-            (features,) = encode(other, video, needs=needs)
-            assert torch.equal(features.clip_motion, plain.clip_motion)
-        assert torch.equal(features.clip_features, plain.clip_features)
-        assert counts == {"backbone": 1, "motion": 1}
+    path = shutil.copy(video, tmp_path / "moved.mp4")
+    (features,) = encode(engine, path)
+    known = features.motion([1, 2])
+    path.rename(tmp_path / "elsewhere.mp4")
+    assert torch.equal(features.motion([2, 1]), known[[1, 0]])
+    with pytest.raises(MediaError, match=r"moved.mp4: how things move in 1 of its clips is not in "
+                                         r"the feature cache, and there is no video at .*moved"):
+        features.motion([0, 1])
+    make_video(path, n=80)
+    with pytest.raises(MediaError, match=r"moved.mp4 has changed since it was read"):
+        features.motion([0])
 
 
-def test_of_a_video_that_breaks_off_the_whole_clips_are_kept(
+def test_of_a_video_that_breaks_off_the_whole_clips_move(
     moving: vbkit.Engine, tmp_path: Path
 ) -> None:
     whole = make_video(tmp_path / "whole.mkv", n=200)
     truncate(whole, tmp_path / "cut.mkv", 0.5)
-    (features,) = encode(moving, tmp_path / "cut.mkv", needs={"clip_motion", "clip_features"})
-    assert 0 < len(features.clip_motion) == len(features.clip_features) <= 6
-
-
-def test_damage_is_told_once_however_it_comes_about(
-    moving: vbkit.Engine, tmp_path: Path
-) -> None:
-    damaged = flip_bits(make_video(tmp_path / "whole.mp4", n=60), tmp_path / "damaged.mp4", 40)
-    sources = expand_inputs([damaged]).sources
-
-    def told(cache: str, needs: set[str]) -> list[str]:
-        pipeline = moving.pipeline(FeatureCache(tmp_path / cache), "none")
-        requests = (Request(prepared, frozenset(needs)) for prepared in pipeline.prepare(sources))
-        (encoded,) = pipeline.encode(requests)
-        assert encoded.complete
-        return [failure.message for failure in encoded.failures]
-
-    both = {"clip_features", "clip_motion"}
-    (first,) = told("one", both)
-    assert "frames cannot be decoded" in first
-    assert told("one", both) == [first]
-    (alone,) = told("two", {"clip_features"})
-    later = told("two", both)
-    assert later[0] == alone
-    assert told("two", both) == later
+    damaged = flip_bits(make_video(tmp_path / "good.mp4", n=60), tmp_path / "damaged.mp4", 40)
+    for features in encode(moving, tmp_path / "cut.mkv", damaged):
+        count = len(features.clip_times)
+        assert count > 0
+        assert features.motion(range(count)).isfinite().all()
 
 
 def test_a_model_without_a_motion_network_says_so_before_anything_is_decoded(
@@ -418,8 +439,8 @@ def test_a_model_without_a_motion_network_says_so_before_anything_is_decoded(
 ) -> None:
     engine = vbkit.Engine(str(models / "plain"), "cpu", manager=manager)
     with pytest.raises(ModelError, match=r"plain has no motion network \(motion.safetensors\), "
-                                         "which the output clip_motion needs"):
-        next(engine.encode([tmp_path / "x.mp4"], {"clip_motion"}))
+                                         "which the output motion needs"):
+        next(engine.encode([tmp_path / "x.mp4"], {"motion"}))
     with pytest.raises(ModelError, match="which task pace needs"):
         engine.run([tmp_path / "x.mp4"], ["pace"])
 
@@ -436,7 +457,7 @@ def test_what_depends_on_the_network(models: Path, network: MotionNetwork, tmp_p
     assert plain.fingerprint == one.fingerprint == other.fingerprint
     assert plain.visual_key == one.visual_key == other.visual_key
     assert one.motion_key != other.motion_key
-    for needs in ({"clip_motion"}, {"clip_motion", "clip_times"}, {"clip_motion", "pooled"}):
+    for needs in ({"motion"}, {"motion", "clip_times"}, {"motion", "pooled"}):
         assert one.fingerprint_of(needs) != other.fingerprint_of(needs)
     assert one.motion_key != Bundle(PluginManager(), str(models / "moving"), "cpu",
                                     "bfloat16").motion_key
@@ -460,15 +481,41 @@ PACE = TableSchema("pace", (Column("clip", "int64"), Column("pace", "float64")))
 
 
 class Pace(Head):
+    """How much moves in every second clip."""
+
     def predict(self, features):
-        return {"pace": PACE.frame([{"clip": clip, "pace": float(row.norm())}
-                                    for clip, row in enumerate(features.clip_motion)])}
+        clips = range(0, len(features.clip_times), 2)
+        return {"pace": PACE.frame([
+            {"clip": clip, "pace": float(row.norm())}
+            for clip, row in zip(clips, features.motion(clips), strict=True)])}
+
+    def explain(self, features, rows):
+        found = []
+        for label, row in rows.iterrows():
+            alone = part(features, clips=[int(row["clip"])])
+            piece = Piece("clip", 0, 0)
+            weights = explain_pieces(
+                lambda variants: [
+                    float(each.motion(range(len(each.clip_times))).norm()) for each in variants],
+                alone, [piece])
+            found.append(Explanation(label, "pace", [piece.moved([int(row["clip"])])], weights))
+        return explanations_frame(features, "pace", found)
+
+
+LENGTH = TableSchema("length", (Column("clips", "int64"),))
+
+
+class Length(Head):
+    def predict(self, features):
+        return {"length": LENGTH.frame([{"clips": len(features.clip_times)}])}
 
 
 class Plugin:
     @hookimpl
     def vbkit_tasks(self):
-        yield TaskSpec("pace", "How much moves.", f"{__name__}:Pace", {"clip_motion"}, (PACE,))
+        yield TaskSpec("pace", "How much moves.", f"{__name__}:Pace", {"motion", "clip_times"},
+                       (PACE,), capabilities=frozenset({"explain"}))
+        yield TaskSpec("length", "How many clips.", f"{__name__}:Length", {"clip_times"}, (LENGTH,))
 
 
 @pytest.fixture(scope="module")
@@ -479,45 +526,91 @@ def manager() -> PluginManager:
 
 
 def test_a_task_is_redone_where_the_network_has_changed(
-    models: Path, manager: PluginManager, video: Path, tmp_path: Path
+    models: Path, manager: PluginManager, video: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(models / "moving", tmp_path / "model")
     paces = []
     for n_ok in (1, 0, 1):
         engine = vbkit.Engine(str(tmp_path / "model"), "cpu", manager=manager, precision="float32")
-        with runs(engine) as counts:
+        with seen(engine, monkeypatch) as jobs:
             result = engine.run([video], ["pace"], out=tmp_path / "out")
         assert not result.report.failures
         assert result.report.n_ok == n_ok
-        assert counts == {"backbone": int(not paces), "motion": n_ok}
+        assert jobs == [(0, 2)] * n_ok
         paces.append(result.tables["pace"]["pace"].tolist())
         if len(paces) == 2:
             torch.manual_seed(5)
             MotionNetwork(MotionConfig(**MOTION)).save(tmp_path / "model")
-    assert len(paces[0]) == 4
+    assert len(paces[0]) == 2
     assert paces[0] == paces[1] != paces[2]
-    assert len(result.tables["clips"]["keyframe"].dropna()) == 4
-    stored = vbkit.load_features(tmp_path / "out", video.name, {"clip_motion"}, engine=engine)
-    np.testing.assert_allclose(np.linalg.norm(stored.clip_motion, axis=1), paces[2], rtol=1e-5)
-    with runs(engine) as counts:
-        memory = engine.run([video], ["pace"]).tables["pace"]["pace"].tolist()
-    assert counts == {"backbone": 0, "motion": 1}  # nobody searches it
-    assert memory == paces[2]
-    for entry in (tmp_path / "out" / "cache").rglob("motion-*.safetensors"):
-        entry.unlink()
-    with pytest.raises(StoreError, match="does not hold 1 of 1"):
-        vbkit.load_features(tmp_path / "out", video.name, {"clip_motion"}, engine=engine)
-    assert vbkit.load_features(tmp_path / "out", video.name, {"clip_times"},
-                               engine=engine).clip_times.shape == (4, 2)
+
+
+def test_explaining_reads_the_cache_or_the_video(
+    models: Path, manager: PluginManager, video: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = shutil.copy(video, tmp_path / "talk.mp4")
+    engine = vbkit.Engine(str(models / "moving"), "cpu", manager=manager, precision="float32")
+    out = tmp_path / "out"
+    rows = engine.run([path], ["pace"], out=out).tables["pace"]
+    with seen(engine, monkeypatch) as jobs:
+        found = engine.explain(out, "pace", [0, 1])
+        assert found["first_clip"].tolist() == [0, 2]
+        np.testing.assert_allclose(found["weight"], rows["pace"], rtol=1e-5)
+        assert jobs == []
+        for entry in (out / "cache").rglob("motion-*.safetensors"):
+            entry.unlink()
+        again = engine.explain(out, "pace", 1)
+        assert again["weight"].tolist() == found["weight"].tolist()[1:]
+        assert jobs == [(2,)]
+    path.unlink()
+    assert len(engine.explain(out, "pace", 1)) == 1
+    with pytest.raises(MediaError, match=r"talk.mp4: how things move in 1 of its clips"):
+        engine.explain(out, "pace", 0)
+
+
+def test_only_the_head_that_asked_fails(
+    models: Path, manager: PluginManager, video: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = shutil.copy(video, tmp_path / "gone.mp4")
+    here = make_video(tmp_path / "here.mp4", n=80)
+    predict = Length.predict
+
+    def remove(head: Head, features: vbkit.Features) -> dict:
+        gone.unlink(missing_ok=True)
+        return predict(head, features)
+
+    monkeypatch.setattr(Length, "predict", remove)
+    engine = vbkit.Engine(str(models / "moving"), "cpu", manager=manager, precision="float32")
+    result = engine.run([gone, here], ["length", "pace"], out=tmp_path / "out")
+    (failure,) = result.report.failures
+    assert (failure.video_id, failure.stage, failure.task) == ("gone.mp4", "head", "pace")
+    errors = result.tables["errors"]
+    assert errors[["task", "error_type"]].to_numpy().tolist() == [["pace", "MediaError"]]
+    assert "no video at" in errors["message"][0]
+    assert result.tables["length"]["clips"].tolist() == [4, 2]
+    assert result.tables["pace"]["video_id"].tolist() == ["here.mp4"]
 
 
 def test_made_up_and_hidden_motion() -> None:
     from vbkit.testing import ModelSizes, make_features
 
-    features = make_features(clips=4, segments=0, needs={"clip_motion"})
-    assert features.clip_motion.shape == (4, 128)
-    sized = make_features(clips=4, segments=0, sizes=ModelSizes(motion=7)).clip_motion
-    assert sized.shape == (4, 7)
+    features = make_features(clips=4, segments=0, needs={"motion", "clip_times"})
+    rows = features.motion(range(4))
+    assert rows.shape == (4, 128)
+    assert torch.equal(features.motion([3, 1, 3]), rows[[3, 1, 3]])
+    sized = make_features(clips=4, segments=0, sizes=ModelSizes(motion=7))
+    assert sized.motion([1]).shape == (1, 7)
+    assert sized.motion([]).shape == (0, 7)
     hidden = hide(features, [Piece("clip", 1, 2)])
-    assert torch.equal(hidden.clip_motion, features.clip_motion[[0, 3]])
-    assert torch.equal(part(features, clips=[2]).clip_motion, features.clip_motion[[2]])
+    assert torch.equal(hidden.motion([1, 0]), rows[[3, 0]])
+    alone = part(features, clips=[2, 1])
+    assert torch.equal(alone.motion([0, 1, 1]), rows[[2, 1, 1]])
+    assert torch.equal(hide(alone, [Piece("clip", 0, 0)]).motion([0]), rows[[1]])
+    for each, wrong in ((features, 4), (hidden, 2), (hidden, -1), (alone, 2), (alone, -1)):
+        with pytest.raises(FeatureError, match="motion"):
+            each.motion([0, wrong])
+    with pytest.raises(FeatureError, match="add clip_times"):
+        hide(features.restrict({"motion"}), [Piece("clip", 0, 0)])

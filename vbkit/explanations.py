@@ -347,6 +347,8 @@ def part(features: Features, *, segments: Sequence[int] | None = None,
                 whole = out[name]
                 out[name] = [whole[i] for i in kept] if isinstance(whole, list) else (
                     whole[list(kept)])
+    if clips is not None and "motion" in out:
+        out["motion"] = _motion_of(out["motion"], clips)
     found = _Hidden(features, out)
     if segments is not None:
         found.segment_languages = tuple(features.segment_languages[i] for i in segments)
@@ -372,7 +374,7 @@ def hide(features: Features, pieces: Iterable[Piece]) -> Features:
         pieces: what to hide.
 
     Raises:
-        FeatureError: words cannot be hidden in these outputs.
+        FeatureError: words, or clips, cannot be hidden in these outputs.
     """
     return _Variants(features, [list(pieces)])[0]
 
@@ -504,7 +506,26 @@ def _variant(outputs: Mapping[str, Any], pieces: Sequence[Piece], texts: list[st
         for name in _BY_CLIP:
             if name in out:
                 out[name] = out[name][[i for i in range(len(out[name])) if i not in gone]]
+        if "motion" in out:
+            count = next((len(outputs[name]) for name in _BY_CLIP if name in outputs), None)
+            if count is None:
+                raise FeatureError("to hide clips of what reads motion, their number must be "
+                                   "known: add clip_times to explain_needs")
+            out["motion"] = _motion_of(out["motion"],
+                                       [i for i in range(count) if i not in gone])
     return out
+
+
+def _motion_of(motion: Callable[[Sequence[int]], Tensor],
+               kept: Sequence[int]) -> Callable[[Sequence[int]], Tensor]:
+    """The method `motion` of a video that has the clips `kept` of another, counted anew."""
+    def motion_of(clips: Sequence[int]) -> Tensor:
+        strange = [clip for clip in clips if not 0 <= clip < len(kept)]
+        if strange:
+            raise FeatureError(f"motion: there is no clip {strange[0]} among {len(kept)}")
+        return motion([kept[clip] for clip in clips])
+
+    return motion_of
 
 
 def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:

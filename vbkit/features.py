@@ -57,7 +57,6 @@ class Features:
 
     clip_times: np.ndarray
     clip_features: torch.Tensor
-    clip_motion: torch.Tensor
     visual_words: torch.Tensor
     segments: list[str]
     segment_times: np.ndarray
@@ -69,6 +68,7 @@ class Features:
     tokens: list[list[str]]
     token_hidden: list[torch.Tensor]
     frames: Iterator[FrameBatch]
+    motion: Callable[[Sequence[int]], torch.Tensor]
     encode_text: Callable[[Sequence[str]], torch.Tensor]
     joint: Callable[[Sequence[str], Sequence[Sequence[int]], Sequence[Sequence[int]]], JointOutput]
     generate: Callable[..., list[str]]

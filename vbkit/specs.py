@@ -39,7 +39,6 @@ CAPABILITIES = frozenset({"finetune", "evaluate", "explain"})
 FEATURE_OUTPUTS: dict[str, str] = {
     "clip_times": "(C, 2) float64, s: start and end of each clip",
     "clip_features": "(C, Dv) float32: pooled features of the visual backbone",
-    "clip_motion": "(C, M) float32: outputs of the motion network, zeros for a still picture",
     "visual_words": "(C,) int64: ids in the visual vocabulary",
     "segments": "list of S strings: the transcript's segments",
     "segment_times": "(S, 2) float64, s: start and end of each segment, NaN for untimed text",
@@ -51,6 +50,7 @@ FEATURE_OUTPUTS: dict[str, str] = {
     "tokens": "list of S lists of strings: word pieces",
     "token_hidden": "list of S tensors (T, H) float32: the word pieces' outputs",
     "frames": "iterator of FrameBatch: decoded pictures",
+    "motion": "method: how things move in chosen clips, which are decoded again for it",
     "encode_text": "method: texts into the shared space",
     "text_branch": "method of `HeadContext`: the text encoder with low-rank changes of the head's",
     "joint": "method: texts through the joint encoder with chosen segments and clips",

@@ -40,7 +40,7 @@ FEATURES_VERSION = 1
 
 
 MOTION_VERSION = 1
-"""To be raised when the same file would give another `clip_motion`, or it is stored otherwise."""
+"""To be raised when the same file would give another `motion`, or it is stored otherwise."""
 
 
 class Bundle:
@@ -288,13 +288,6 @@ class Bundle:
         path = self.path / MOTION_FILE
         return _digest([path]) if path.exists() else ""
 
-    def clip_keys(self, needs: Iterable[str]) -> dict[str, str]:
-        """The kinds of cache entries that clips' outputs come from, each with its key."""
-        keys = {"visual": self.visual_key}
-        if "clip_motion" in needs:
-            keys["motion"] = self.motion_key
-        return keys
-
     @cached_property
     def _backbone_weights(self) -> str:
         weights = (self.config.backbone or {}).get("weights")
@@ -308,7 +301,7 @@ class Bundle:
 _PARTS_OF: dict[str, tuple[str, ...]] = {
     "clip_times": (), "segments": (), "segment_times": (), "frames": (),
     "clip_features": ("visual",),
-    "clip_motion": ("motion",),
+    "motion": ("motion",),
     "clip_embeddings": ("visual", "projection"),
     "segment_embeddings": ("text",),
     "encode_text": ("text",),

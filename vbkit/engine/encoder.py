@@ -55,8 +55,8 @@ class Encoder:
                 raise ModelError(f"model {self.bundle.name} has no visual vocabulary")
             if name == "generate" and self.bundle.generator is None:
                 raise ModelError(f"model {self.bundle.name} has no decoder that could write text")
-            if name == "clip_motion" and self.bundle.motion is None:
-                asker = f"task {task}" if task else "the output clip_motion"
+            if name == "motion" and self.bundle.motion is None:
+                asker = f"task {task}" if task else "the output motion"
                 raise ModelError(f"model {self.bundle.name} has no motion network ({MOTION_FILE}), "
                                  f"which {asker} needs; take a model that has one")
 

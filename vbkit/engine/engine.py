@@ -230,7 +230,10 @@ class Engine:
 
     def explain(self, out: str | Path, table: str, rows: int | Sequence[int], *,
                 head: str | Path | None = None, save: bool = False) -> pd.DataFrame:
-        """Which clips, segments and words made rows of a results folder; no video is opened.
+        """Which clips, segments and words made rows of a results folder.
+
+        No video is opened, except for a task that reads the motion of clips that are not in the
+        feature cache.
 
         Args:
             out: the results folder, made with this model.
@@ -284,7 +287,7 @@ class Engine:
                                  f"of this run: {', '.join(declared)}{_or_transcriber(self)}")
         runners = []
         for name, found in declared.items():
-            self.encoder.check_needs(found.spec.needs)
+            self.encoder.check_needs(found.spec.needs, name)
             given: dict[str, Any] = {}
             for key, values in options.items():
                 if bare[key] == name:

@@ -102,7 +102,7 @@ def _explained(manager: PluginManager) -> str:
 
 def explain_rows(engine: Engine, out: str | Path, chosen: Sequence[ChosenRows], *,
                  head: str | Path | None = None, save: bool = False) -> pd.DataFrame:
-    """Explain rows; no video is opened.
+    """Explain rows; no video is opened, unless `motion` is read of it that is not cached.
 
     Args:
         engine: with the model that the folder was made with.

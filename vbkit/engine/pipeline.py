@@ -27,6 +27,7 @@ from vbkit.engine.bundle import Bundle
 from vbkit.engine.cache import FeatureCache
 from vbkit.engine.encoder import JOINT_OUTPUTS, Encoder
 from vbkit.engine.lanes import BackboneLanes
+from vbkit.engine.motion import ClipMotion, SecondDecoder
 from vbkit.errors import MediaError, StoreError, VbkitError
 from vbkit.features import Features
 from vbkit.media.audio import audio_duration
@@ -220,6 +221,7 @@ class Pipeline:
         self._lanes: BackboneLanes | None = None
         self._pool: DecodePool | None = None
         self._prober: DecodePool | None = None
+        self._again = SecondDecoder(timeout_s, plugin_openers)
         self._preparing: deque[Future[Prepared]] = deque()
 
     # --- before decoding ----------------------------------------------------------------------
@@ -348,6 +350,7 @@ class Pipeline:
         waiting: deque[_Item] = deque()
         started: deque[_Item] = deque()
         exhausted = False
+        self._again.stays = True
         try:
             while True:
                 while not exhausted and len(waiting) < self._ahead:
@@ -377,6 +380,7 @@ class Pipeline:
         finally:
             self._waiting.clear()
             self._running.clear()
+            self._again.close()
             if self._lanes is not None:
                 self._lanes.close()
                 self._lanes = None
@@ -645,6 +649,11 @@ class Pipeline:
             out["generate"] = partial(encoder.generate, clips)
         if "frames" in needs:
             out["frames"] = _Frames(lambda: self._frames(item))
+        if "motion" in needs:
+            out["motion"] = ClipMotion(
+                prepared.source, prepared.content_id, len(item.clip_times),
+                still=item.info is not None and item.info.n_frames == 1, bundle=self.bundle,
+                decoder=self._again, cache=self.cache, fresh=self.fresh, reader=self.reader)
         return {name: value for name, value in out.items() if name in needs}
 
     def _joint(self, item: _Item, clips: Tensor, texts: Sequence[str],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["VideoFeatures", "load_features"]
 
 ARRAYS = frozenset(FEATURE_OUTPUTS) - CONTEXT_OUTPUTS - {
-    "frames", "encode_text", "joint", "generate"}
+    "frames", "motion", "encode_text", "joint", "generate"}
 
 
 class VideoFeatures:

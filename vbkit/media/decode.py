@@ -82,9 +82,15 @@ class DecodeJob:
     def __post_init__(self) -> None:
         if self.clip_s <= 0:
             raise ValueError(f"clip_s must be positive, got {self.clip_s}")
-        for name in ("frames_per_clip", "height", "max_keyframes", "keyframe_width"):
+        for name in ("frames_per_clip", "grey_size", "height", "max_keyframes", "keyframe_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.grey_clips is not None:
+            if self.keyframes:
+                raise ValueError("there are no keyframes of grey_clips")
+            if list(self.grey_clips) != sorted({*self.grey_clips}) or min(self.grey_clips,
+                                                                          default=0) < 0:
+                raise ValueError("grey_clips must be rising indices of clips")
 
 
 @dataclass(frozen=True)

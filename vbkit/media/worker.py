@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vbkit.errors import MediaError, VbkitError
+from vbkit.media.grey import grey_squares
 from vbkit.media.open import Opener, open_video
 from vbkit.media.sizes import clip_grid, clip_sample_times, frames_per_batch
 from vbkit.media.wire import serve, write_message
@@ -101,6 +102,9 @@ def _decode(job: dict[str, Any], openers: Sequence[Opener], out: _Output) -> Non
         if not job["decode"]:
             out.send({"type": "end", "damaged": 0})
             return
+        grey = job["grey_clips"] is not None
+        if grey:
+            clip_times = clip_times[job["grey_clips"]]
         per_clip = job["frames_per_clip"]
         key_clips = set()
         if job["keyframes"]:
@@ -123,10 +127,10 @@ def _decode(job: dict[str, Any], openers: Sequence[Opener], out: _Output) -> Non
             first += len(clips)
 
         for batch in reader.frames_at(times.tolist()):
-            pending.append(batch.data)
+            pending.append(grey_squares(batch.data, job["grey_size"]) if grey else batch.data)
             n_pending += len(batch)
             out.tick()
-            height, width = batch.data.shape[1:3]
+            height, width = pending[-1].shape[1:3]
             if n_pending >= max(per_clip, frames_per_batch(width, height)):
                 frames = np.concatenate(pending) if len(pending) > 1 else pending[0]
                 whole = n_pending // per_clip * per_clip

@@ -33,6 +33,7 @@ class ModelSizes:
 
     Args:
         visual: Dv, of `clip_features`.
+        motion: M, of `motion`; `mini` has no motion network, so that of one by default.
         shared: D, of the space that video and text share.
         hidden: H, of the joint encoder.
         visual_words: ids in the visual vocabulary.
@@ -40,6 +41,7 @@ class ModelSizes:
     """
 
     visual: int = 5120
+    motion: int = 128
     shared: int = 384
     hidden: int = 384
     visual_words: int = 512
@@ -212,6 +214,17 @@ class _Made:
             data = draw.integers(0, 256, (FRAMES_PER_CLIP, height, width, 3), dtype=np.uint8)
             at = clip * CLIP_S + (np.arange(FRAMES_PER_CLIP) + 0.5) * length
             yield FrameBatch(data, at, np.full(FRAMES_PER_CLIP, length))
+
+    def motion(self) -> Callable[[Sequence[int]], torch.Tensor]:
+        def motion(clips: Sequence[int]) -> torch.Tensor:
+            import torch
+
+            self._check_indices("motion", [clips], self.clips)
+            rows = [self._normal(("motion", int(clip)), self.sizes.motion) for clip in clips]
+            return torch.stack(rows) if rows else torch.zeros(0, self.sizes.motion,
+                                                              device=self.device)
+
+        return motion
 
     def encode_text(self) -> Callable[[Sequence[str]], torch.Tensor]:
         def encode_text(texts: Sequence[str]) -> torch.Tensor:
