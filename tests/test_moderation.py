@@ -42,6 +42,7 @@ def features(
         {
             "clip_times": np.stack([starts, starts + 1.5], 1),
             "clip_features": torch.rand(clips, 2560, generator=generator),
+            "motion": lambda chosen: torch.linspace(-1, 1, 128).repeat(len(chosen), 1),
             "segments": list(segments),
             "segment_times": times if timed else np.full((len(segments), 2), np.nan),
         },
@@ -253,12 +254,27 @@ def test_supported_keeps_a_clip_beside_one_that_cannot_be_judged() -> None:
 
 
 def test_motion_is_not_judged_where_nothing_moves() -> None:
-    model = VisualModel(4, 1, 1)
+    model = VisualModel(4, 3, 1, 1)
     clips = torch.cat([torch.rand(2, 4), torch.tensor([[0.0] * 4, [0.5] * 4])], 1)
-    logits = model(clips)
+    logits = model(clips, torch.rand(2, 3))
     assert torch.isfinite(logits[:, 0]).all()
     assert logits[0, 1] == float("-inf")
     assert torch.isfinite(logits[1, 1])
+
+
+def test_a_moving_category_needs_motion_and_setting() -> None:
+    model = VisualModel(4, 1, 1, 1)
+    with torch.no_grad():
+        for part in (model.motion, model.scene):
+            part.weight.fill_(10.0)
+            part.bias.fill_(-5.0)
+    clips = torch.tensor([[each] * 4 + [0.5] * 4 for each in (1.0, 1.0, 0.0, 1.0)])
+    motion = torch.tensor([[1.0], [0.0], [1.0], [torch.nan]])
+    fight, calm, elsewhere, unseen = torch.sigmoid(model(clips, motion))[:, 1].tolist()
+    assert fight > 0.9
+    assert calm < 0.1
+    assert elsewhere < 0.1
+    assert unseen < 0.1
 
 
 # -- head --------------------------------------------------------------------------------------
@@ -281,6 +297,27 @@ def test_tables_keep_their_schemas(clips: int, segments: int, policy: str) -> No
         assert len(rows)
         assert videos["decision"][0] == "review"
         assert videos["score"][0] == rows["score"].max()
+
+
+def test_motion_is_looked_at_only_where_a_fight_could_be() -> None:
+    asked: list[int] = []
+
+    def scores(judge: ModerationHead, scene: float) -> np.ndarray:
+        asked.clear()
+        judge.visual.scene.bias.data.fill_(scene)
+        judge.visual.scene.weight.data.zero_()
+        video = features(3)
+        looked = video.motion
+        video._outputs["motion"] = lambda clips: (asked.extend(clips), looked(clips))[1]
+        return judge.visual_scores(video)["fight"]
+
+    judge = head()
+    assert scores(judge, -9.0).max() < 0.05
+    assert asked == []
+    assert scores(judge, 9.0).shape == (3,)
+    assert asked == [0, 1, 2]
+    scores(head("{fight: {enabled: false}}"), 9.0)
+    assert asked == []
 
 
 def test_nothing_to_judge_has_no_verdict() -> None:

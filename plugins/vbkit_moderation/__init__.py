@@ -95,7 +95,7 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         summary="flags fights, guns, fire, offensive and hateful speech; allow, review or block",
         head="vbkit_moderation.head:ModerationHead",
         needs=frozenset(
-            {"segments", "segment_times", "text_branch", "clip_times", "clip_features"}
+            {"segments", "segment_times", "text_branch", "clip_times", "clip_features", "motion"}
         ),
         tables=(MODERATION, MODERATION_VIDEOS),
         options=ModerationOptions,

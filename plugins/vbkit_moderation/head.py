@@ -93,12 +93,28 @@ class ModerationHead(Head):
             MODERATION_VIDEOS.name: MODERATION_VIDEOS.frame([_verdict(rows, best, notes)]),
         }
 
-    def visual_scores(self, clip_features: Tensor) -> dict[str, np.ndarray]:
+    def visual_scores(self, features: Features) -> dict[str, np.ndarray]:
         """Calibrated probabilities (C,) of each visual category, for the clips of one video."""
-        logits = self.visual(clip_features)
+        logits = self.visual(features.clip_features,
+                             self._motion(features, self.settings["visual"]["look"]))
         if self.options.smooth:
             logits = supported(logits)
         return self._calibrated(self.settings["visual"]["categories"], logits)
+
+    def _motion(self, features: Features, look: float) -> Tensor:
+        """(C, M): how things move; NaN in clips that are not looked at.
+
+        Args:
+            features: of a video.
+            look: the least probability of the setting at which a clip is looked at.
+        """
+        seen = features.clip_features
+        motion = seen.new_full((len(seen), self.visual.motion.in_features), torch.nan)
+        wanted = self.visual.moves(seen) & (self.visual.settings(seen) >= look).any(1)
+        if wanted.any() and any(self.policy.rule(name, "visual") is not None
+                                for name in self.settings["visual"]["moving"]):
+            motion[wanted] = features.motion(wanted.nonzero()[:, 0].tolist())
+        return motion
 
     def text_scores(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Calibrated probabilities (S,) of each text category.
@@ -129,7 +145,10 @@ class ModerationHead(Head):
         """
         names = {"visual": self.settings["visual"]["categories"],
                  "text": self.settings["text"]["categories"]}
-        parts = [self._labelled(examples, names) for examples in (train, val)]
+        moving = set(self.settings["visual"]["moving"])
+        moving &= {each for example in (*train, *val) for label in _labels_of(example)
+                   for each in (label, *children(label))}
+        parts = [self._labelled(examples, names, bool(moving)) for examples in (train, val)]
         learnt = []
         for modality, learn in (("visual", fit_visual), ("text", fit_text)):
             learning, held = (part[modality] for part in parts)
@@ -156,9 +175,9 @@ class ModerationHead(Head):
         self.policy, self.undetected = make_policy(self.options.policy,
                                                    shipped_rules(self.settings))
 
-    def _labelled(self, examples: Sequence[Example],
-                  names: Mapping[str, list[str]]) -> dict[str, Labelled]:
-        """What each modality has of the examples."""
+    def _labelled(self, examples: Sequence[Example], names: Mapping[str, list[str]],
+                  moving: bool) -> dict[str, Labelled]:
+        """What each modality has of the examples; motion only where it is to be learnt."""
         rows: dict[str, list[Any]] = {"visual": [], "text": []}
         labels: dict[str, list[list[bool]]] = {"visual": [], "text": []}
         for example in examples:
@@ -168,8 +187,10 @@ class ModerationHead(Head):
             said = [text for text, known in zip(
                 features.segments, features.in_languages(LANGUAGES), strict=True)
                 if known and text.strip()]
-            for modality, items in (("visual", features.clip_features), ("text", said)):
-                if len(items):
+            seen = (features.clip_features, self._motion(features, 0.0 if moving else 2.0))
+            for modality, items, count in (("visual", seen, len(seen[0])),
+                                           ("text", said, len(said))):
+                if count:
                     rows[modality].append(items)
                     labels[modality].append([name in wanted for name in names[modality]])
         return {modality: Labelled(
@@ -243,7 +264,7 @@ class ModerationHead(Head):
         """
         parts: list[tuple[str, dict[str, np.ndarray]]] = []
         if len(features.clip_times):
-            parts.append(("visual", self.visual_scores(features.clip_features)))
+            parts.append(("visual", self.visual_scores(features)))
         said = np.array([bool(text.strip()) for text in features.segments], dtype=bool)
         said &= features.in_languages(LANGUAGES)
         if said.any():
@@ -315,7 +336,8 @@ def visual_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Vis
     try:
         own = settings["visual"]
         moving = len(own["moving"])
-        visual = VisualModel(own["width"], len(own["categories"]) - moving, moving)
+        visual = VisualModel(own["width"], own["motion_width"], len(own["categories"]) - moving,
+                             moving)
         visual.load_state_dict({name.removeprefix("visual."): value
                                 for name, value in tensors.items() if name.startswith("visual.")})
     except (KeyError, RuntimeError) as error:

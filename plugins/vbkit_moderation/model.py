@@ -8,21 +8,27 @@ from torch import Tensor, nn
 
 __all__ = ["VisualModel", "supported"]
 
+_STILL = 1e-4  # of clip features' deviation
+_NOT_LOOKED_AT = -3.0
+"""Logit of motion that was not looked at: it is rarely what is looked for."""
+
 
 class VisualModel(nn.Module):
     """A linear map for each visual category.
 
-    Of `clip_features` two parts are read: the first, the mean over the clip's frames and over their
-    area, and the last, its standard deviation over the frames, the change in time. Things (`still`)
-    are read off the first; the last is zero for a picture, and would tell pictures from videos.
+    Things (`still`) are read off the first part of `clip_features`, the mean over the clip's frames
+    and over their area. What moves (`motion`) is read off the output `motion`. Motion of another
+    kind looks alike, sports for instance, so a second map (`scene`) of the first part of
+    `clip_features` says whether the setting is one that motion was learnt in; the probability is
+    the product of both. So where the setting is another, nobody need look at the motion, which
+    costs more to see.
 
-    What moves is read off the last part, after a square root that evens out few strong changes
-    (`motion`). Motion of another kind looks alike, sports for instance, so a second map (`scene`)
-    of the first part says whether the setting is one that motion was learnt in; the probability is
-    the product of both. A clip in which nothing moves is not judged.
+    The last part of `clip_features`, the standard deviation over the frames, tells whether anything
+    moves at all; a clip in which nothing does is not judged.
 
     Args:
-        width: of one part.
+        width: of one part of `clip_features`.
+        motion_width: M of the output `motion`.
         still: number of categories that are seen in a still.
         moving: number of categories that need motion.
     """
@@ -30,37 +36,43 @@ class VisualModel(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int, still: int, moving: int) -> None:
+    def __init__(self, width: int, motion_width: int, still: int, moving: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(2 * width))
-        self.register_buffer("scale", torch.ones(2 * width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
         self.width = width
         self.still = nn.Linear(width, still)
-        self.motion = nn.Linear(width, moving)
+        self.motion = nn.Linear(motion_width, moving)
         self.scene = nn.Linear(width, moving)
 
-    def rooted(self, clip_features: Tensor) -> Tensor:
-        """(C, 2 x width): the two parts, with the square root of the last."""
-        changes = clip_features[:, -self.width :].clamp(min=0).sqrt()
-        return torch.cat([clip_features[:, : self.width], changes], 1)
+    def moves(self, clip_features: Tensor) -> Tensor:
+        """(C,) bool: in which clips something moves."""
+        return clip_features[:, -self.width :].amax(1) > _STILL
 
     def standardised(self, clip_features: Tensor) -> Tensor:
-        """The inputs of the linear maps."""
-        return (self.rooted(clip_features) - self.mean) / self.scale
+        """(C, width): the input of the maps `still` and `scene`."""
+        return (clip_features[:, : self.width] - self.mean) / self.scale
 
-    def forward(self, clip_features: Tensor) -> Tensor:
-        """Logits (C, still + moving) of `clip_features` (C, at least 2 x width).
+    def settings(self, clip_features: Tensor) -> Tensor:
+        """(C, moving): probability that the setting is one that motion was learnt in."""
+        return torch.sigmoid(self.scene(self.standardised(clip_features)))
+
+    def forward(self, clip_features: Tensor, motion: Tensor) -> Tensor:
+        """Logits (C, still + moving).
 
         The logit of a moving category is minus infinity where nothing moves.
+
+        Args:
+            clip_features: (C, at least 2 x width).
+            motion: (C, motion_width), a row of NaN where it was not looked at.
         """
         x = self.standardised(clip_features)
-        both = F.logsigmoid(self.motion(x[:, self.width :])) + F.logsigmoid(
-            self.scene(x[:, : self.width])
-        )
-        moving = both - torch.log(-torch.expm1(both.clamp(max=-1e-6)))
-        is_still = clip_features[:, -self.width :].amax(1, keepdim=True) <= 1e-4
-        moving = moving.masked_fill(is_still, float("-inf"))
-        return torch.cat([self.still(x[:, : self.width]), moving], 1)
+        moving = torch.where(motion.isnan().any(1, keepdim=True), _NOT_LOOKED_AT,
+                             self.motion(motion.nan_to_num()))
+        both = F.logsigmoid(moving) + F.logsigmoid(self.scene(x))
+        both = both - torch.log(-torch.expm1(both.clamp(max=-1e-6)))
+        both = both.masked_fill(~self.moves(clip_features)[:, None], float("-inf"))
+        return torch.cat([self.still(x), both], 1)
 
 
 def supported(logits: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Labelled:
     """Videos with what they are labelled with.
 
     Args:
-        rows: for each video its clip features (C, Dv), or its segments.
+        rows: for each video its clip features (C, Dv) with their motion (C, M), or its segments.
         labels: (V, K) bool, by category.
     """
 
@@ -64,7 +64,7 @@ def fit_visual(model: VisualModel, train: Labelled, val: Labelled, columns: Sequ
               for part in (train, val)}
 
     def logits_of(part: Labelled, rows: Sequence[int]) -> Tensor:
-        return torch.stack([model(part.rows[i]).amax(0) for i in rows]).cpu()
+        return torch.stack([model(*part.rows[i]).amax(0) for i in rows]).cpu()
 
     def loss(part: Labelled, rows: Sequence[int]) -> Tensor:
         logits = logits_of(part, rows)[:, chosen]

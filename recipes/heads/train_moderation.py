@@ -1,7 +1,8 @@
 """Train the moderation head that `vbkit_moderation` ships, and measure it.
 
     python recipes/heads/train_moderation.py --data DATA \
-        --out plugins/vbkit_moderation/weights --cache .cache/heads
+        --out plugins/vbkit_moderation/weights --cache .cache/heads \
+        --branches .cache/branches --motion .cache/motion
 
 Pictures and clips: guns and fire against ordinary pictures (Flickr8k, ImageNet, the normal
 pictures of the fire set) and ordinary clips; fights against the surveillance scenes without one
@@ -9,7 +10,9 @@ and ordinary clips. What could be told by its origin alone, because positives co
 collection, meets negatives of several. Near-copies stay on one side of a split; fight clips are
 split by blocks of neighbouring numbers, since neighbours share a scene.
 
-Pictures are cut into five folds, and a model trained on four scores the fifth. Text was trained by
+Pictures are cut into five folds, and a model trained on four scores the fifth. What a fight looks
+like in motion was learnt with the motion network (recipes/motion), by a network for each fold too;
+here its linear map is only taken over. Text was trained by
 `branches.py`, once without a fifth of each set, which is scored by it. From these scores come the
 calibration (Platt, at one positive in ten), the thresholds and the measured numbers. The shipped
 weights are trained on all folds. What a set itself keeps for validation (TweetEval val,
@@ -24,6 +27,7 @@ import argparse
 import csv
 import json
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,8 +39,10 @@ import torch.nn.functional as F
 from branches import MODERATION_BRANCH, branch_tensors, moderation_texts
 from encode import MEANS, Encoder
 from report import markdown_table, replace_block
+from safetensors.torch import load_file
 from torch import Tensor
 
+import vbkit
 from vbkit.heads import save_head
 from vbkit_moderation.model import VisualModel, supported
 
@@ -47,8 +53,10 @@ STILL, MOVING, TEXT = ("fire", "gun"), ("fight",), ("hate", "offensive")
 UNKNOWN = -1
 FALSE_ALARMS = {"fire": 0.011, "gun": 0.011, "fight": 0.01, "hate": 0.01, "offensive": 0.02}
 """Share of ordinary videos (pictures, sentences) that `review` may flag, by category."""
-SCENE_ALARMS = 0.15
-"""Share of surveillance scenes without a fight that `review` may flag for one."""
+SCENE_ALARMS = 0.25
+"""Share of surveillance scenes without a fight that `review` may flag for one, at most."""
+LOOK = 0.3
+"""Probability of the setting from which on motion is looked at."""
 BLOCK_PRECISION = 0.99
 """Precision that `block` must reach with one positive in ten; else it is never used."""
 
@@ -78,6 +86,7 @@ class Samples:
         fold: (N,) 0 to 4; -1 trains nothing.
         labels: by category, (N,) 1, 0 or UNKNOWN.
         source: (N,) name of the set.
+        motion: (N, M) of clips, by the motion network of their fold; NaN where there is none.
     """
 
     features: Tensor
@@ -85,6 +94,7 @@ class Samples:
     fold: np.ndarray
     labels: dict[str, np.ndarray]
     source: np.ndarray
+    motion: Tensor | None = None
 
 
 @dataclass
@@ -132,13 +142,47 @@ def near_copies(features: np.ndarray, similarity: float = 0.92) -> np.ndarray:
     return groups
 
 
+def motion_of(encoder: Encoder, paths: Sequence[Path], network: Path) -> list[Tensor]:
+    """(C, M) of each video's clips, by a motion network that is not the model's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in encoder.engine.bundle.path.iterdir():
+            (Path(folder) / file.name).symlink_to(file)
+        own = Path(folder) / "motion.safetensors"
+        own.unlink(missing_ok=True)
+        own.symlink_to(network.resolve())
+        engine = vbkit.Engine(model=folder)
+        rows = []
+        for features in engine.encode(paths, needs={"clip_times", "motion"}):
+            if features.error is not None:
+                raise features.error
+            rows.append(features.motion(range(len(features.clip_times))).cpu())
+        return rows
+
+
+def look_at_motion(samples: Samples, encoder: Encoder, clips: dict[str, Sequence[Path]],
+                   networks: Path) -> None:
+    """Fill in `samples.motion` of the sets of `clips`, each fold's by its network."""
+    for source, paths in clips.items():
+        rows = np.flatnonzero(samples.source == source)
+        first = int(samples.video[rows].min())
+        for fold in np.unique(samples.fold[rows]):
+            held = rows[samples.fold[rows] == fold]
+            videos = np.unique(samples.video[held])
+            found = torch.cat(motion_of(encoder, [paths[video - first] for video in videos],
+                                        networks / f"fold-{fold}.safetensors"))
+            if samples.motion is None:
+                samples.motion = torch.full((len(samples.video), found.shape[1]), torch.nan)
+            samples.motion[torch.as_tensor(held)] = found
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def visual_samples(encoder: Encoder, data: Path, rng: np.random.Generator) -> Samples:
-    """All pictures and clips, with folds."""
+def visual_samples(encoder: Encoder, data: Path, rng: np.random.Generator,
+                   networks: Path) -> Samples:
+    """All pictures and clips, with folds, and the motion of the clips."""
     collector = Collector((*STILL, *MOVING))
 
     guns = sorted((data / "moderation" / "guns").iterdir())
@@ -195,7 +239,9 @@ def visual_samples(encoder: Encoder, data: Path, rng: np.random.Generator) -> Sa
     # Whether a surveillance scene shows a gun is not known, but hardly any does.
     collector.add("fight_clips", x, video, block[video], fight=fights[video], fire=0,
                   gun=np.where(fights[video] == 1, UNKNOWN, 0))
-    return collector.samples()
+    samples = collector.samples()
+    look_at_motion(samples, encoder, {"captioned_clips": clips, "fight_clips": scenes}, networks)
+    return samples
 
 
 def text_samples(data: Path, branches: Path) -> tuple[Samples, np.ndarray]:
@@ -227,28 +273,21 @@ def masked_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return (each * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
-def train_visual(samples: Samples, rows: np.ndarray, seed: int) -> VisualModel:
-    """Train linear maps on `rows`, by full batches."""
+def train_visual(samples: Samples, rows: np.ndarray, seed: int, fight: Path) -> VisualModel:
+    """Train linear maps on `rows`, by full batches; that of motion is the file `fight`."""
     torch.manual_seed(seed)
     index = torch.as_tensor(rows)
     x = samples.features[index]
-    model = VisualModel(MEANS, len(STILL), len(MOVING))
-    rooted = model.rooted(x)
-    model.mean.copy_(rooted.mean(0))
-    moves = rooted[:, model.width :].amax(1) > 0.01  # a picture does not
-    model.mean[model.width :] = rooted[moves, model.width :].mean(0)
-    model.scale.copy_(rooted.std(0) + 0.05)
-    model.scale[model.width :] = rooted[moves, model.width :].std(0) + 0.05
-    standard = model.standardised(x)
-    means, changes = standard[:, : model.width], standard[:, model.width :]
-
-    def labels_of(names: Sequence[str]) -> Tensor:
-        return torch.from_numpy(np.stack([samples.labels[name][rows] for name in names], 1))
-
-    fit_linear(model.still, means, labels_of(STILL), 3e-2)
-    # Motion is learnt among scenes of one kind, fight or not; the kind is learnt apart.
+    known = load_file(fight)
+    model = VisualModel(MEANS, known["weight"].shape[1], len(STILL), len(MOVING))
+    model.motion.load_state_dict(known)
+    model.mean.copy_(x[:, : model.width].mean(0))
+    model.scale.copy_(x[:, : model.width].std(0) + 0.05)
+    means = model.standardised(x)
+    labels = torch.from_numpy(np.stack([samples.labels[name][rows] for name in STILL], 1))
+    fit_linear(model.still, means, labels, 3e-2)
+    # Motion was learnt among scenes of one kind, fight or not; the kind is learnt apart.
     alike = torch.from_numpy(samples.source[rows] == "fight_clips")
-    fit_linear(model.motion, changes[alike & moves], labels_of(MOVING)[alike & moves], 10.0, 0.5)
     fit_linear(model.scene, means, alike.long()[:, None], 3e-2, 0.5)
     return model.eval()
 
@@ -275,18 +314,22 @@ def fit_linear(part: torch.nn.Linear, x: Tensor, labels: Tensor, decay: float,
 
 
 @torch.no_grad()
-def out_of_fold(
-    samples: Samples, train: Callable[[np.ndarray], torch.nn.Module], width: int
-) -> np.ndarray:
-    """Logits (N, width) by models that saw other folds; of fold -1 by one that saw all folds."""
-    logits = np.zeros((len(samples.video), width))
+def out_of_fold(samples: Samples, train: Callable[[np.ndarray, Path], VisualModel],
+                networks: Path) -> np.ndarray:
+    """Logits (N, categories) by models that saw other folds; of fold -1 by one that saw all folds.
+
+    Motion is looked at where the head does so.
+    """
+    assert samples.motion is not None
+    logits = np.zeros((len(samples.video), len(STILL) + len(MOVING)))
     for fold in range(-1, FOLDS):
-        held = samples.fold == fold
-        if not held.any():
-            continue
+        held = torch.as_tensor(np.flatnonzero(samples.fold == fold))
         with torch.enable_grad():
-            model = train(np.flatnonzero((samples.fold != fold) & (samples.fold >= 0)))
-        logits[held] = model(samples.features[torch.as_tensor(np.flatnonzero(held))]).numpy()
+            model = train(np.flatnonzero((samples.fold != fold) & (samples.fold >= 0)),
+                          networks / f"fold-{max(fold, 0)}.fight.safetensors")
+        features, motion = samples.features[held], samples.motion[held]
+        looked = (model.settings(features) >= LOOK).any(1, keepdim=True)
+        logits[held.numpy()] = model(features, torch.where(looked, motion, torch.nan)).numpy()
     return logits
 
 
@@ -445,6 +488,10 @@ def settle(samples: Samples, logits: np.ndarray, names: Sequence[str], modality:
             review, block = thresholds(sets, positive, np.concatenate([others, ordinary]),
                                        FALSE_ALARMS[name], 0.05)
             review = max(review, round(float(np.quantile(scenes, 1 - SCENE_ALARMS)) + 0.005, 2))
+            # Above, where fights and scenes without one are told apart best.
+            told = {t: (positive >= t).mean() - (scenes >= t).mean()
+                    for t in np.arange(review, 0.8, 0.01).round(2).tolist()}
+            review = max(told, key=lambda t: (told[t], t))
         else:
             review, block = thresholds(sets, positive, np.concatenate([others, ordinary]),
                                        FALSE_ALARMS[name],
@@ -550,17 +597,20 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs/tasks/moderation.md"))
     parser.add_argument("--branches", type=Path, default=Path(".cache/branches"),
                         help="what branches.py wrote")
+    parser.add_argument("--motion", type=Path, default=Path(".cache/motion"),
+                        help="what recipes/motion/train.py wrote")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     encoder = Encoder(arguments.cache, arguments.model)
     rng = np.random.default_rng(arguments.seed)
     seed = arguments.seed
 
-    seen = visual_samples(encoder, arguments.data, rng)
-    logits = out_of_fold(seen, lambda rows: train_visual(seen, rows, seed),
-                         len(STILL) + len(MOVING))
+    seen = visual_samples(encoder, arguments.data, rng, arguments.motion)
+    logits = out_of_fold(seen, lambda rows, fight: train_visual(seen, rows, seed, fight),
+                         arguments.motion)
     categories = settle(seen, by_video(seen, logits), (*STILL, *MOVING), "visual", False)
-    visual = train_visual(seen, np.flatnonzero(seen.fold >= 0), seed)
+    visual = train_visual(seen, np.flatnonzero(seen.fold >= 0), seed,
+                          arguments.motion / "all.fight.safetensors")
 
     said, logits = text_samples(arguments.data, arguments.branches)
     categories |= settle(said, logits, TEXT, "text", True)
@@ -569,8 +619,8 @@ def main() -> None:
         "task": "moderation", "model": encoder.model_name,
         "model_fingerprint": encoder.fingerprint("moderation"), "seed": seed, "prior": PRIOR,
         "false_alarms_wanted": FALSE_ALARMS,
-        "visual": {"width": visual.width, "categories": [*STILL, *MOVING],
-                   "moving": list(MOVING)},
+        "visual": {"width": visual.width, "motion_width": visual.motion.in_features,
+                   "categories": [*STILL, *MOVING], "moving": list(MOVING), "look": LOOK},
         "text": {"branch": asdict(MODERATION_BRANCH), "categories": list(TEXT)},
         "categories": categories,
     }
