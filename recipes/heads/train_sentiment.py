@@ -252,7 +252,8 @@ def main() -> None:
         "task": "sentiment", "model": encoder.model_name,
         "model_fingerprint": encoder.fingerprint("sentiment"), "seed": arguments.seed,
         "text": text_settings, "picture": picture_settings,
-        "trained_on": {"text": ["MELD", "MOSI", "VT-SSum", "YouCook2"], "picture": ["Flickr8k"]},
+        "trained_on": {"text": ["MELD", "MOSI", "VT-SSum", "YouCook2", "VADER ratings"],
+                       "picture": ["Flickr8k"]},
     }
     tensors = branch_tensors(arguments.branches / "sentiment.safetensors", "text.")
     tensors |= {f"picture.{name}": value for name, value in picture.state_dict().items()}
