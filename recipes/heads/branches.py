@@ -13,7 +13,7 @@ from which the recipes `train_*.py` calibrate, measure and write the heads.
 A larger sentence encoder helps sentiment (`--teacher`, the folder of all-mpnet-base-v2): it is
 fine-tuned on the same labels and judges tweets and lectures, from which a second branch learns,
 too (Hinton et al., 2015). The mean of the two branches' changes is shipped (Wortsman et al., ICML
-2022). Neither helped moderation.
+2022). Neither helped moderation. Sentences that people rated (`--ratings`) are learnt after that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -45,7 +45,9 @@ FOLDS = 5
 UNKNOWN = -1.0
 MODERATION_BRANCH = BranchConfig(layers=6, rank=8, window=0, segment_length=126)
 SENTIMENT_BRANCH = BranchConfig(layers=6, rank=8, window=256, segment_length=126)
-SUMMARISATION_BRANCH = BranchConfig(layers=6, rank=16, window=512, segment_length=62)
+SUMMARISATION_BRANCH = BranchConfig(layers=6, rank=8, window=512, segment_length=62)
+SUMMARISATION_RANK = 16
+"""At which it is learnt; the changes are then cut to the branch's rank, which loses nothing."""
 
 
 # Encoders: rows of word pieces in, hidden states out.
@@ -536,6 +538,30 @@ def sentiment_passages(data: Path) -> dict[str, list[tuple[str, list[str], list[
     return out
 
 
+def rated(folder: Path) -> list[tuple[str, np.ndarray]]:
+    """Sentences with how positive people found them (Hutto and Gilbert, ICWSM 2014), MIT.
+
+    Of film and product reviews, tweets and some editorials; the mean of 20 ratings from -4 to 4
+    becomes probabilities of negative, neutral and positive. Speech has no punctuation: most lose
+    theirs.
+    """
+    rng = np.random.default_rng(0)
+    out = []
+    for kind, step in (("movieReviewSnippets", 1), ("amazonReviewSnippets", 1), ("tweets", 1),
+                       ("nytEditorialSnippets", 4)):
+        path = folder / f"{kind}_GroundTruth.txt"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines[::step]:
+            _, rating, text = line.split("\t", 2)
+            neutral = float(np.exp(-((float(rating) / 0.6) ** 2)))
+            positive = 1 / (1 + np.exp(-4 * float(rating)))
+            target = np.array([(1 - neutral) * (1 - positive), neutral, (1 - neutral) * positive],
+                              np.float32)
+            bare = " ".join(re.sub(r"[^\w\s']", " ", text.lower()).split())
+            out.append((bare if rng.random() < 0.6 else clean(text), target))
+    return out
+
+
 def unlabelled(data: Path) -> list[str]:
     """What people say, with no sentiment label: tweets, and sentences of lectures."""
     said = moderation_texts(data)
@@ -563,10 +589,12 @@ def sentiment_loss(logits: Tensor, targets: Sequence[tuple[Passage, int, int]]) 
 
 
 SENTIMENT_WEIGHTS = {"meld_train": 1.0, "mosi": 1.5, "plain": 0.3}
+RATED_WEIGHT = 0.4
 
 
 def sentiment(arguments: argparse.Namespace) -> None:
     sets = sentiment_passages(arguments.data)
+    ratings = rated(arguments.ratings) if arguments.ratings else []
     window, most = SENTIMENT_BRANCH.window, SENTIMENT_BRANCH.segment_length
     kept: dict[str, np.ndarray] = {}
     state = None
@@ -616,12 +644,20 @@ def sentiment(arguments: argparse.Namespace) -> None:
                   name=f"sentiment-{part}")
             states.append(state_of(judge))
         mean = soup(states, SENTIMENT_BRANCH.rank)
+        if ratings:
+            # Learnt on top, and a quarter of it taken: more helps reviews and hurts conversations.
+            judge = Judge(Student(arguments.model, SENTIMENT_BRANCH), 3).to(DEVICE)
+            fill(judge, mean)
+            more = [Passage([row or [student.sep]], target[None], RATED_WEIGHT)
+                    for row, (_, target) in zip(
+                        student.tokenize([text for text, _ in ratings], most), ratings,
+                        strict=True)]
+            train(judge, own + more, sentiment_loss, epochs=2, rate=4e-4, head_rate=4e-4,
+                  tokens=2048, alone=0.4, seed=1, name=f"sentiment-{part} ratings")
+            mean = soup([mean, mean, mean, state_of(judge)], SENTIMENT_BRANCH.rank)
         state = mean if part == "all" else state
         judge = Judge(student, 3).to(DEVICE)
-        student.branch.load({name.removeprefix("branch."): tensor for name, tensor in mean.items()
-                             if name.startswith("branch.")})
-        judge.output.load_state_dict({name.removeprefix("output."): tensor for name, tensor
-                                      in mean.items() if name.startswith("output.")})
+        fill(judge, mean)
         # A fold measures MOSI; what is trained on all of it, the rest.
         held, marks = passages(student, lambda k, n, part=part: is_held(k, n) and (
             (k == "mosi") == (part != "all")))
@@ -633,6 +669,14 @@ def sentiment(arguments: argparse.Namespace) -> None:
         kept |= {f"with/{name}": x for name, x in found.items()}
         kept |= {f"alone/{name}": x for name, x in alone.items()}
     save(arguments.out, "sentiment", state, {}, **kept)
+
+
+def fill(judge: Judge, state: dict[str, Tensor]) -> None:
+    """Give a student and what is on top of it the weights that `state_of` gave."""
+    judge.encoder.branch.load({name.removeprefix("branch."): tensor
+                               for name, tensor in state.items() if name.startswith("branch.")})
+    judge.output.load_state_dict({name.removeprefix("output."): tensor
+                                  for name, tensor in state.items() if name.startswith("output.")})
 
 
 def gather(logits: Sequence[np.ndarray], marks: Sequence[tuple[str, str, int]],
@@ -687,7 +731,8 @@ def summarisation(arguments: argparse.Namespace) -> None:
     rarity = rarities([row["text"] for row in train_rows])
     dev = [dev[i] for i in np.random.default_rng(0).permutation(len(dev))[:1500]]
     window, most = SUMMARISATION_BRANCH.window, SUMMARISATION_BRANCH.segment_length
-    student = Student(arguments.model, SUMMARISATION_BRANCH).to(DEVICE)
+    student = Student(arguments.model,
+                      replace(SUMMARISATION_BRANCH, rank=SUMMARISATION_RANK)).to(DEVICE)
     selector = Selector().to(DEVICE)
 
     def windows(rows: list[dict[str, Any]]) -> list[tuple[int, int, Passage]]:
@@ -746,7 +791,10 @@ def summarisation(arguments: argparse.Namespace) -> None:
     with torch.no_grad():
         for average, p in zip(mean or learnt, learnt, strict=True):
             p.copy_(average)
-    student.eval()
+    learnt_state = {f"branch.{k}": v.float() for k, v in student.branch.state().items()}
+    branch = soup([learnt_state], SUMMARISATION_BRANCH.rank)
+    student = Student(arguments.model, SUMMARISATION_BRANCH).to(DEVICE).eval()
+    student.branch.load({k.removeprefix("branch."): v for k, v in branch.items()})
     selector.eval()
     held = windows(dev)
     found: list[np.ndarray] = [np.zeros(0)] * len(held)
@@ -759,7 +807,8 @@ def summarisation(arguments: argparse.Namespace) -> None:
     scores = [together[str(number)][:, 0] for number in range(len(dev))]
     state = {k: v.detach().cpu() for k, v in selector.state_dict().items()}
     state |= {f"branch.{k}": v.cpu() for k, v in student.branch.state().items()}
-    save(arguments.out, "summarisation-all", state, {}, ids=np.array([row["id"] for row in dev]),
+    save(arguments.out, "summarisation-all", state, {},
+         ids=np.array([row["id"] for row in dev]),
          lengths=np.array([len(s) for s in scores]), logits=np.concatenate(scores))
 
 
@@ -770,6 +819,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("plugins/vbkit_mini/model"))
     parser.add_argument("--out", type=Path, default=Path(".cache/branches"))
     parser.add_argument("--teacher", type=Path, help="folder of all-mpnet-base-v2 (sentiment)")
+    parser.add_argument("--ratings", type=Path,
+                        help="folder hutto_ICWSM_2014 of vaderSentiment 3.3.2 (sentiment)")
     parser.add_argument("--parts", nargs="+", help="of `all` and the numbers of folds")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
