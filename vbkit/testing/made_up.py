@@ -33,7 +33,7 @@ class ModelSizes:
 
     Args:
         visual: Dv, of `clip_features`.
-        motion: M, of `motion`; `mini` has no motion network, so that of one by default.
+        motion: M, of `motion`.
         shared: D, of the space that video and text share.
         hidden: H, of the joint encoder.
         visual_words: ids in the visual vocabulary.
