@@ -349,7 +349,7 @@ def test_a_bare_model_still_retrieves(bare_folder, data) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--task", "moderation"], "needs a column label"),
+    (["--task", "sentiment"], "needs a column label"),
     (["--task", "cloze", "--head", "x"], "are for tasks"),
     (["--task", "clozes"], "no evaluation 'clozes'"),
     (["--task", "cloze", "--words", "gone.json"], "no such file"),

@@ -466,7 +466,8 @@ def _check_needs(subject: _Subject) -> Iterator[_Problem]:
     for name, where in undeclared.items():
         yield _Problem(f"with {where}, the head reads features.{name}, which `needs` does not name",
                        f'add "{name}" to `needs` of the TaskSpec, or do not read it')
-    for name in sorted(subject.spec.needs - read):
+    # Motion costs nothing until it is asked for, and a head may find no clip worth asking for.
+    for name in sorted(subject.spec.needs - read - {"motion"}):
         subject.notes.append(f"with these options, the head never reads features.{name}: if it "
                              "never does, take it out of `needs`, so that nobody pays for it")
 
