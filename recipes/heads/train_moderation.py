@@ -56,7 +56,7 @@ FALSE_ALARMS = {"fire": 0.011, "gun": 0.011, "fight": 0.01, "hate": 0.01, "offen
 SCENE_ALARMS = 0.25
 """Share of surveillance scenes without a fight that `review` may flag for one, at most."""
 LOOK = 0.38
-"""Probability of the setting from which on motion is looked at: below, no motion reaches `review`."""
+"""Probability of the setting from which on motion is looked at; below, none reaches `review`."""
 BLOCK_PRECISION = 0.99
 """Precision that `block` must reach with one positive in ten; else it is never used."""
 
