@@ -303,7 +303,7 @@ def test_a_damaged_checkpoint_and_a_full_disk_are_told(tmp_path, monkeypatch) ->
     def full(*arguments, **keywords) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vbkit.model.vocabulary.save_file", full)
+    monkeypatch.setattr("vbkit.model.stored_tensors.save_file", full)
     with pytest.raises(ModelError, match="No space left on device"):
         build(x, checkpoint=checkpoint)
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,7 @@ class ModerationHead(Head):
         """
         seen = features.clip_features
         motion = seen.new_full((len(seen), self.visual.motion.in_features), torch.nan)
-        wanted = self.visual.moves(seen) & (self.visual.settings(seen) >= look).any(1)
+        wanted = self.visual.moves(seen) & (self.visual.setting(seen) >= look).any(1)
         if wanted.any() and any(self.policy.rule(name, "visual") is not None
                                 for name in self.settings["visual"]["moving"]):
             motion[wanted] = features.motion(wanted.nonzero()[:, 0].tolist())
@@ -187,7 +188,7 @@ class ModerationHead(Head):
             said = [text for text, known in zip(
                 features.segments, features.in_languages(LANGUAGES), strict=True)
                 if known and text.strip()]
-            seen = (features.clip_features, self._motion(features, 0.0 if moving else 2.0))
+            seen = (features.clip_features, self._motion(features, 0.0 if moving else math.inf))
             for modality, items, count in (("visual", seen, len(seen[0])),
                                            ("text", said, len(said))):
                 if count:

@@ -53,7 +53,7 @@ class VisualModel(nn.Module):
         """(C, width): the input of the maps `still` and `scene`."""
         return (clip_features[:, : self.width] - self.mean) / self.scale
 
-    def settings(self, clip_features: Tensor) -> Tensor:
+    def setting(self, clip_features: Tensor) -> Tensor:
         """(C, moving): probability that the setting is one that motion was learnt in."""
         return torch.sigmoid(self.scene(self.standardised(clip_features)))
 

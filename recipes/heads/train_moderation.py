@@ -328,7 +328,7 @@ def out_of_fold(samples: Samples, train: Callable[[np.ndarray, Path], VisualMode
             model = train(np.flatnonzero((samples.fold != fold) & (samples.fold >= 0)),
                           networks / f"fold-{max(fold, 0)}.fight.safetensors")
         features, motion = samples.features[held], samples.motion[held]
-        looked = (model.settings(features) >= LOOK).any(1, keepdim=True)
+        looked = (model.setting(features) >= LOOK).any(1, keepdim=True)
         logits[held.numpy()] = model(features, torch.where(looked, motion, torch.nan)).numpy()
     return logits
 

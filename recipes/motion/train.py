@@ -61,28 +61,27 @@ def windows(data: Path) -> Iterator[Window]:
     """Fight clips, whole; captioned and natural clips in windows, at most 8 and 12 a file."""
     for path in sorted((data / "moderation" / "fight_clips").rglob("*.mp4")):
         block = (int(re.sub(r"\D", "", path.stem)) - 1) // 24  # 120 of each kind
-        yield Window(path.name, frames_of(path, 0.0, 60.0), path.parent.name == "fight", True,
+        yield Window(path.name, frames_of(path), path.parent.name == "fight", True,
                      min(block, FOLDS - 1))
     for folder, most in (("captioned_clips", 8), ("videos", 12)):
         for path in sorted((data / folder).iterdir()):
             try:
-                with_length = open_video(path, {"height": 180})
+                frames = frames_of(path)
             except MediaError:
                 continue  # captions.csv and the like
-            starts = np.arange(0, max(0.1, with_length.info.duration_s - 1), STRIDE_S)
-            with_length.close()
+            starts = np.arange(0, max(1, len(frames) - RATE), round(STRIDE_S * RATE))
             if len(starts) > most:
                 starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
             for start in starts:
-                frames = frames_of(path, start, start + WINDOW_S)
-                if len(frames) > RATE:
-                    yield Window(f"{path.name}@{start:.1f}", frames, False, False,
+                window = frames[start : start + round(WINDOW_S * RATE)]
+                if len(window) > RATE:
+                    yield Window(f"{path.name}@{start / RATE:.1f}", window, False, False,
                                  crc32(path.name.encode()) % FOLDS)
 
 
-def frames_of(path: Path, start_s: float, end_s: float) -> np.ndarray:
+def frames_of(path: Path, most_s: float = 60.0) -> np.ndarray:
     reader = open_video(path, {"height": 180})
-    times = np.arange(start_s, min(end_s, reader.info.duration_s), 1 / RATE)
+    times = np.arange(0, min(most_s, reader.info.duration_s), 1 / RATE)
     frames = np.concatenate([batch.data for batch in reader.frames_at(times.tolist())])
     reader.close()
     return frames

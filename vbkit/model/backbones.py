@@ -128,17 +128,9 @@ class Backbone(nn.Module):
         Raises:
             ModelError: `precision` is unknown.
         """
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        if precision not in dtypes:
-            raise ModelError(f"precision {precision!r} is neither float32 nor bfloat16")
+        self.network, self._dtype = prepared(self.network, self._dtype, self._example, precision,
+                                             self._memory_format)
         self.eval().requires_grad_(False)
-        if self._dtype == torch.float32:
-            self.network = fold_batch_norms(self.network.float(), self._example())
-        self._dtype = dtypes[precision]
-        self.network.to(dtype=self._dtype)
-        for parameter in self.network.parameters():
-            if parameter.ndim == (5 if self._memory_format is torch.channels_last_3d else 4):
-                parameter.data = parameter.data.contiguous(memory_format=self._memory_format)
         return self.to(device)
 
     def square(self, frames: Tensor) -> Tensor:
@@ -312,6 +304,37 @@ class _Adjacency(torch.fx.Tracer):
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def prepared(network: nn.Module, dtype: torch.dtype, example: Callable[[], Tensor],
+             precision: Precision, memory_format: torch.memory_format,
+             ) -> tuple[nn.Module, torch.dtype]:
+    """A network for inference: batch normalisations folded, in a precision and a memory format.
+
+    Args:
+        network: its parameters lose their gradients.
+        dtype: in which it is; what is not float32 was prepared before.
+        example: makes an input of it, to fold by.
+        precision: wanted.
+        memory_format: of the weights that have as many dimensions as it is for.
+
+    Returns:
+        The network, and the dtype that it is in now.
+
+    Raises:
+        ModelError: `precision` is unknown.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision not in dtypes:
+        raise ModelError(f"precision {precision!r} is neither float32 nor bfloat16")
+    network.eval().requires_grad_(False)
+    if dtype == torch.float32:
+        network = fold_batch_norms(network.float(), example())
+    network.to(dtype=dtypes[precision])
+    for parameter in network.parameters():
+        if parameter.ndim == (5 if memory_format is torch.channels_last_3d else 4):
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    return network, dtypes[precision]
 
 
 def fold_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vbkit.errors import ModelError
-from vbkit.files import renamed
-from vbkit.model.backbones import fold_batch_norms
+from vbkit.model.backbones import prepared
+from vbkit.model.stored_tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from vbkit.model.backbones import Precision
@@ -222,21 +220,15 @@ class MotionNetwork(nn.Module):
         Raises:
             ModelError: `precision` is unknown.
         """
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        if precision not in dtypes:
-            raise ModelError(f"precision {precision!r} is neither float32 nor bfloat16")
+        self.network, self._dtype = prepared(self.network, self._dtype, self._example, precision,
+                                             torch.channels_last)
         self.eval().requires_grad_(False)
-        if self._dtype == torch.float32:
-            config = self.config
-            example = torch.randn(2, config.frames, config.size, config.size, 2,
-                                  generator=torch.Generator().manual_seed(0))
-            self.network = fold_batch_norms(self.network.float(), example)
-        self._dtype = dtypes[precision]
-        self.network.to(dtype=self._dtype)
-        for parameter in self.network.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return self.to(device)
+
+    def _example(self) -> Tensor:
+        config = self.config
+        return torch.randn(2, config.frames, config.size, config.size, 2,
+                           generator=torch.Generator().manual_seed(0))
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write `motion.safetensors` into a folder; the file is whole or absent.
@@ -273,13 +265,7 @@ class MotionNetwork(nn.Module):
                 raise ModelError(f"{path}: weight {name} is not finite, or too large for {dtype}")
         metadata = {"format": _FORMAT, "version": _VERSION,
                     "config": json.dumps(self.config.to_dict())}
-        try:
-            with renamed(path) as temporary:
-                save_file({name: tensor.detach().cpu().contiguous()
-                           for name, tensor in tensors.items()}, temporary, metadata=metadata)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} cannot be written: {error}; free some space, or name another "
-                             "folder") from error
+        write_tensors(path, tensors, metadata)
         return path
 
     @classmethod
@@ -336,23 +322,15 @@ def _check_count(name: str, value: Any, most: int) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], MotionConfig]:
+    tensors, metadata = read_tensors(path, "motion network", _FORMAT, _VERSION,
+                                     renew="train it anew")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ModelError(f"{path} is no motion network")
-            if metadata.get("version") != _VERSION:
-                raise ModelError(f"{path} has version {metadata.get('version')}, but this vbkit "
-                                 f"reads version {_VERSION}: update vbkit, or train it anew")
-            settings = json.loads(metadata.get("config", ""))
-            if not isinstance(settings, dict):
-                raise ModelError(f"{path}: its configuration is no table of settings")
-            try:
-                config = MotionConfig.from_dict(settings)
-            except ModelError as error:
-                raise ModelError(f"{path}: {error}") from error
-            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        settings = json.loads(metadata.get("config", ""))
+    except json.JSONDecodeError as error:
         raise ModelError(f"{path} is no whole motion network: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path}: its configuration is no table of settings")
+    try:
+        return tensors, MotionConfig.from_dict(settings)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error

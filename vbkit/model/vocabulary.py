@@ -20,12 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vbkit.errors import ModelError
-from vbkit.files import renamed
 from vbkit.model.kmeans import (
     LloydState,
     cluster_sums,
@@ -34,6 +31,7 @@ from vbkit.model.kmeans import (
     nearest,
     squared_norms,
 )
+from vbkit.model.stored_tensors import read_tensors, write_tensors
 
 __all__ = ["VOCABULARY_FILE", "BuildProgress", "VisualVocabulary", "VocabularyQuality",
            "build_vocabulary"]
@@ -254,7 +252,7 @@ class VisualVocabulary:
         for number, (centroids, children) in enumerate(self._tree.levels, 1):
             tensors[f"centroids_{number}"] = centroids.to(dtype)
             tensors[f"children_{number}"] = children.to(torch.int32)
-        _save(path, tensors, {
+        write_tensors(path, tensors, {
             "format": _FORMAT, "version": _VERSION, "depth": str(self.depth),
             "branching": str(self.branching), "words": str(len(self)), "space": self.space,
             "feature_size": str(self.feature_size), "backbone": self.backbone,
@@ -685,9 +683,9 @@ class _Checkpoint:
             tensors["state"] = state.centroids
             position |= {"stage": state.stage, "iteration": state.iteration,
                          "state_inertia": state.inertia}
-        _save(self.path, tensors, {"format": _CHECKPOINT_FORMAT, "version": _VERSION,
-                                   "build": json.dumps(self.build, sort_keys=True),
-                                   "position": json.dumps(position)})
+        write_tensors(self.path, tensors, {
+            "format": _CHECKPOINT_FORMAT, "version": _VERSION,
+            "build": json.dumps(self.build, sort_keys=True), "position": json.dumps(position)})
         self._written = time.monotonic()
 
     def _read(self, path: Path) -> None:
@@ -749,29 +747,7 @@ def _block(width: int) -> int:
     return min(1 << 16, max(1024, (1 << 25) // width))
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        with renamed(path) as temporary:
-            save_file({name: tensor.detach().cpu().contiguous()
-                       for name, tensor in tensors.items()}, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be written: {error}; free some space, or name another "
-                         "folder") from error
-
-
 def _load(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     what = "visual vocabulary" if wanted == _FORMAT else "checkpoint of a visual vocabulary"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != wanted:
-                raise ModelError(f"{path} is no {what}")
-            if metadata.get("version") != _VERSION:
-                raise ModelError(f"{path} has version {metadata.get('version')}, but this vbkit "
-                                 f"reads version {_VERSION}: update vbkit, or build it anew")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file; `vbkit vocab` builds a visual vocabulary"
-                         ) from error
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is no whole {what}: {error}") from error
+    return read_tensors(path, what, wanted, _VERSION, renew="build it anew",
+                        missing="; `vbkit vocab` builds a visual vocabulary")
