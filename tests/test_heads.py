@@ -28,6 +28,29 @@ def test_round_trip(folder: Path) -> None:
     assert load_head(folder)[1] == settings
 
 
+def test_weights_in_int8_are_half_as_large_and_nearly_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = {"branch.up": torch.randn(512, 64) * torch.logspace(-3, 1, 512)[:, None],
+               "branch.bias": torch.randn(64), "output": torch.randn(8, 64)}
+    save_head(tmp_path / "half", weights, {})
+    save_head(tmp_path / "int8", weights, {}, int8=["branch."])
+    found, half = load_head(tmp_path / "int8")[0], load_head(tmp_path / "half")[0]
+    assert found.keys() == weights.keys()
+    off = (found["branch.up"] - weights["branch.up"]).abs().amax(1)
+    assert (off <= weights["branch.up"].abs().amax(1) / 250).all()
+    assert off.max() > 0  # it is stored in int8 indeed
+    for name in ("branch.bias", "output"):
+        assert torch.equal(found[name], half[name])
+    sizes = [(tmp_path / kind / HEAD_WEIGHTS).stat().st_size for kind in ("int8", "half")]
+    assert sizes[0] < 0.55 * sizes[1]
+
+
+def test_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    save_head(tmp_path, {"w": torch.ones(3, 2, dtype=torch.int8), "w.scale": torch.ones(2)}, {})
+    with pytest.raises(ModelError, match=r"scales have shape \(2,\), but must have \(3,\)"):
+        load_head(tmp_path)
+
+
 def test_other_model_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match="trained on model 'mini', not on 'large'"):
         load_head(folder, model_name="large")

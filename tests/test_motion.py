@@ -194,6 +194,23 @@ def test_clips_and_neighbours(network: MotionNetwork, pictures: torch.Tensor) ->
         assert float((backwards - wanted).abs().max()) > 1e-3  # it sees the order of time
 
 
+def test_what_it_gives_is_the_mean_over_corners_and_middle(
+        network: MotionNetwork, pictures: torch.Tensor, tmp_path: Path) -> None:
+    size = network.config.size
+    cutting = MotionNetwork(MotionConfig(**{**MOTION, "size": size + 7, "crop": size}))
+    cutting.network.load_state_dict(network.network.state_dict())
+    cutting.eval()
+    larger = torch.nn.functional.pad(pictures, (3, 4, 5, 2), value=90)
+    parts = [larger[:, :, y : y + size, x : x + size]
+             for y, x in ((0, 0), (0, 7), (7, 0), (7, 7), (3, 3))]
+    with torch.no_grad():
+        wanted = torch.stack([network(part) for part in parts]).mean(0)
+        assert torch.allclose(cutting(larger), wanted, atol=1e-5)
+    assert not torch.allclose(wanted, network(parts[0]), atol=1e-3)
+    cutting.save(tmp_path)
+    assert MotionNetwork.load(tmp_path).config.crop == size
+
+
 def test_a_small_file_for_int8(tmp_path: Path) -> None:
     sizes = [MotionNetwork().save(tmp_path, dtype).stat().st_size
              for dtype in (torch.int8, torch.float16)]
@@ -246,7 +263,8 @@ def _json(config: MotionConfig) -> str:
     ({"frames": 1}, "nothing moves in one picture"), ({"size": 0}, "size must be"),
     ({"channels": ()}, "at least one stage"), ({"channels": "wide"}, "list of numbers"),
     ({"channels": (8, True)}, "channels must be"), ({"depth": (1, 2, 2)}, "depth of 3"),
-    ({"depth": (1, 2, 0, 2)}, "depth must be"), ({"outputs": "9"}, "outputs must be")])
+    ({"depth": (1, 2, 0, 2)}, "depth must be"), ({"outputs": "9"}, "outputs must be"),
+    ({"size": 16, "crop": 17}, "crop must be")])
 def test_configurations_that_cannot_be(wrong: dict, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         MotionConfig(**wrong)

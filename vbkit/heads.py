@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbkit.errors import ModelError
+from vbkit.int8 import SCALE, from_int8, to_int8
 from vbkit.specs import NoOptions
 
 if TYPE_CHECKING:
@@ -222,7 +223,8 @@ def load_head(
         model_fingerprint: `HeadContext.model_fingerprint`; empty compares nothing.
 
     Returns:
-        tensors by name, on the CPU, floating ones as float32; and the settings.
+        tensors by name, on the CPU, floating ones as float32, those stored as int8 too; and the
+        settings.
 
     Raises:
         ModelError: a file is missing or damaged, or the head was trained on another model.
@@ -257,14 +259,21 @@ def load_head(
             f"the head in {folder} was trained on other weights of model {trained_on!r} "
             f"({fingerprint}, here {model_fingerprint}); train it again on this one"
         )
-    return {
-        name: value.to(torch.float32) if value.is_floating_point() else value
-        for name, value in tensors.items()
-    }, settings
+    scaled = {name for name in tensors if name + SCALE in tensors}
+    try:
+        return {
+            name: from_int8(value, tensors[name + SCALE]) if name in scaled
+            else value.to(torch.float32) if value.is_floating_point() else value
+            for name, value in tensors.items() if name.removesuffix(SCALE) not in scaled
+            or not name.endswith(SCALE)
+        }, settings
+    except ValueError as error:
+        raise ModelError(f"the head in {folder} cannot be read: {error}") from error
 
 
 def save_head(
-    folder: Path | str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]
+    folder: Path | str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], *,
+    int8: Collection[str] = (),
 ) -> None:
     """Write a head into `folder`, which is made if need be: tensors and settings.
 
@@ -273,6 +282,8 @@ def save_head(
         tensors: the weights by name; floating ones are stored as float16.
         settings: what JSON can hold; `model` and `model_fingerprint` say which model's outputs
             the head reads (see `load_head`).
+        int8: beginnings of the names of weights to store as int8, half as large, with a scale for
+            each row: those of two or more dimensions, such as `"branch."` names.
     """
     import torch
     from safetensors.torch import save
@@ -284,6 +295,10 @@ def save_head(
         .contiguous()
         for name, value in tensors.items()
     }
+    for name, value in tensors.items():
+        if value.is_floating_point() and value.ndim > 1 and name.startswith(tuple(int8)):
+            stored[name], scale = to_int8(value.detach().cpu())
+            stored[name + SCALE] = scale.half()
     (folder / HEAD_WEIGHTS).write_bytes(save(stored))
     text = json.dumps(settings, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     (folder / HEAD_SETTINGS).write_text(text, encoding="utf-8")

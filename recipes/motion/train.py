@@ -6,7 +6,8 @@ A small network learns what a large one knows (Hinton et al., 2015). The teacher
 (recipes/motion/i3d.py), twice: its features, which the student learns to tell too, and its verdict
 on fights, from its last two modules tuned on the fight clips together with a linear map of its
 features. Both see the same views: a window of 1.35 to 2.15 s, a part of the picture, mirrored or
-not; the teacher 32 pictures of 180 x 288 px in colour, the student 24 of 112 x 112 px in grey.
+not; the teacher 32 pictures of 180 x 288 px in colour, the student 24 of 112 x 112 px in grey. It
+learns from parts, so it judges by parts: five of each picture, which is 140 px wide and high then.
 
 Fight clips are split by blocks of neighbouring numbers, which share scenes; captioned and natural
 clips, in which nobody fights, by file. A fold's networks, teacher's and student's, never saw its
@@ -43,7 +44,8 @@ FOLDS = 5
 RATE = 30  # pictures a second that views are chosen from
 WINDOW_S, STRIDE_S = 2.1, 1.5
 GREY = torch.tensor([0.299, 0.587, 0.114])
-CONFIG = MotionConfig()
+CONFIG = MotionConfig(size=140, crop=112)
+assert CONFIG.crop is not None
 
 
 @dataclass
@@ -148,7 +150,7 @@ def make_views(all_windows: list[Window], teacher: I3D, rng: np.random.Generator
             seen = [F.interpolate(cut[torch.linspace(0, len(cut) - 1, count).round().long()],
                                   size=size, mode="bilinear", antialias=True, align_corners=False)
                     for count, size in ((32, (180, 288)),
-                                        (CONFIG.frames, (CONFIG.size, CONFIG.size)))]
+                                        (CONFIG.frames, (CONFIG.crop, CONFIG.crop)))]
             waiting.append((seen[0] / 127.5 - 1).transpose(0, 1))
             grey = (seen[1] * GREY.to(DEVICE)[:, None, None]).sum(1)
             greys.append(grey.round().clamp(0, 255).byte().cpu())

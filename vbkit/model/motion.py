@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vbkit.errors import ModelError
+from vbkit.int8 import SCALE, from_int8, to_int8
 from vbkit.model.backbones import prepared
 from vbkit.model.stored_tensors import read_tensors, write_tensors
 
@@ -31,7 +32,6 @@ MOTION_FILE = "motion.safetensors"
 
 _FORMAT = "vbkit.motion_network"
 _VERSION = "1"
-_SCALE = ".scale"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,6 +42,9 @@ class MotionConfig:
     Args:
         frames: T, pictures of a clip, evenly spaced over it.
         size: S, side of a picture (px): the whole frame in grey, squeezed to a square.
+        crop: side of the parts of a picture (px) that the network looks at: the four corners and
+            the middle, and what it gives is their mean (Krizhevsky et al., NeurIPS 2012, section
+            4.1). None: it looks at whole pictures.
         channels: of each stage of the network.
         depth: blocks of each stage.
         outputs: M, how many numbers it gives for a clip.
@@ -52,6 +55,7 @@ class MotionConfig:
 
     frames: int = 24
     size: int = 112
+    crop: int | None = None
     channels: tuple[int, ...] = (32, 64, 104, 168)
     depth: tuple[int, ...] = (1, 2, 2, 2)
     outputs: int = 128
@@ -59,6 +63,8 @@ class MotionConfig:
     def __post_init__(self) -> None:
         for name, most in (("frames", 256), ("size", 512), ("outputs", 65536)):
             _check_count(name, getattr(self, name), most)
+        if self.crop is not None:
+            _check_count("crop", self.crop, self.size)
         for name in ("channels", "depth"):
             values = getattr(self, name)
             if not isinstance(values, (list, tuple)):
@@ -209,10 +215,21 @@ class MotionNetwork(nn.Module):
                              f"{tuple(frames.shape)} {frames.dtype}")
         if not len(frames):
             return torch.zeros(0, config.outputs, device=frames.device)
-        pixels = frames.float() / 127.5 - 1
+        pixels = self._crops(frames).float() / 127.5 - 1
         # in float32, and rounded once: small changes would not survive bfloat16
         change = functional.pad(2 * (pixels[:, 1:] - pixels[:, :-1]), (0, 0, 0, 0, 1, 0))
-        return self.network(torch.stack([pixels, change], -1).to(self._dtype)).float()
+        made = self.network(torch.stack([pixels, change], -1).to(self._dtype)).float()
+        return made.unflatten(0, (len(frames), -1)).mean(1)
+
+    def _crops(self, frames: Tensor) -> Tensor:
+        """(B, T, S, S) -> (B·5, T, crop, crop), or as it is."""
+        size, crop = self.config.size, self.config.crop
+        if crop is None:
+            return frames
+        far, middle = size - crop, (size - crop) // 2
+        places = ((0, 0), (0, far), (far, 0), (far, far), (middle, middle))
+        return torch.stack([frames[:, :, top : top + crop, left : left + crop]
+                            for top, left in places], 1).flatten(0, 1)
 
     def prepare(self, device: torch.device | str, precision: Precision = "float32") -> Self:
         """Make it ready to be used, as `Backbone.prepare` does. Training and saving end here.
@@ -227,7 +244,8 @@ class MotionNetwork(nn.Module):
 
     def _example(self) -> Tensor:
         config = self.config
-        return torch.randn(2, config.frames, config.size, config.size, 2,
+        side = config.crop or config.size
+        return torch.randn(2, config.frames, side, side, 2,
                            generator=torch.Generator().manual_seed(0))
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -257,10 +275,7 @@ class MotionNetwork(nn.Module):
             elif tensor.ndim < 2:
                 tensors[name] = tensor.float()
             else:
-                rows = tensor.float().flatten(1)
-                scale = (rows.abs().amax(1) / 127).clamp(min=1e-12)
-                tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view_as(tensor)
-                tensors[name + _SCALE] = scale
+                tensors[name], tensors[name + SCALE] = to_int8(tensor)
             if not tensors[name].isfinite().all():
                 raise ModelError(f"{path}: weight {name} is not finite, or too large for {dtype}")
         metadata = {"format": _FORMAT, "version": _VERSION,
@@ -287,7 +302,7 @@ class MotionNetwork(nn.Module):
         # counters of training that files may leave out
         lacking = [name for name in wanted
                    if name not in tensors and not name.endswith("num_batches_tracked")]
-        scales = {name + _SCALE for name, tensor in tensors.items() if tensor.dtype == torch.int8}
+        scales = {name + SCALE for name, tensor in tensors.items() if tensor.dtype == torch.int8}
         unknown = [name for name in tensors if name not in wanted and name not in scales]
         for what, names in (("lacks", [*lacking, *sorted(scales - set(tensors))]),
                             ("holds the unknown", unknown)):
@@ -301,11 +316,10 @@ class MotionNetwork(nn.Module):
                 raise ModelError(f"{path}: {name} has shape {tuple(tensor.shape)}, but its "
                                  f"configuration says {tuple(wanted[name].shape)}")
             if tensor.dtype == torch.int8:
-                scale = tensors[name + _SCALE]
-                if scale.shape != tensor.shape[:1]:
-                    raise ModelError(f"{path}: {name}{_SCALE} has shape {tuple(scale.shape)}, but "
-                                     f"must have ({tensor.shape[0] if tensor.ndim else 1},)")
-                tensor = tensor.float() * scale.float().view(-1, *(1,) * (tensor.ndim - 1))
+                try:
+                    tensor = from_int8(tensor, tensors[name + SCALE])
+                except ValueError as error:
+                    raise ModelError(f"{path}: {name}{SCALE}: {error}") from error
             if not tensor.isfinite().all():
                 raise ModelError(f"{path}: {name} is not finite")
             state[name] = tensor.to(wanted[name].dtype)
