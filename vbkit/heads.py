@@ -298,7 +298,7 @@ def save_head(
     for name, value in tensors.items():
         if value.is_floating_point() and value.ndim > 1 and name.startswith(tuple(int8)):
             stored[name], scale = to_int8(value.detach().cpu())
-            stored[name + SCALE] = scale.half()
+            stored[name + SCALE] = scale
     (folder / HEAD_WEIGHTS).write_bytes(save(stored))
     text = json.dumps(settings, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     (folder / HEAD_SETTINGS).write_text(text, encoding="utf-8")
