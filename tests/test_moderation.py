@@ -414,13 +414,6 @@ def test_threats_are_told_from_other_talk_of_violence() -> None:
     assert (harmless < review).all()
 
 
-def test_an_insult_is_no_threat() -> None:
-    said = ["You are a stupid, disgusting idiot.", "What a pathetic loser you are."]
-    rows = head().predict(features(0, said))["moderation"]
-    assert "offensive" in set(rows["category"])
-    assert "threat" not in set(rows["category"])
-
-
 def test_policy_of_threats() -> None:
     def found(policy: str) -> set[tuple[str, str]]:
         rows = head(policy).predict(features(0, [THREATS[0]]))["moderation"]
