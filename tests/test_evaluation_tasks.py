@@ -93,9 +93,12 @@ def test_moderation_counts_what_its_policy_flags(engine, tmp_path: Path) -> None
     rows = manifest(tmp_path / "m.jsonl", [
         {"text": "you are a stupid disgusting idiot, shut up", "label": "offensive"},
         {"text": "what a worthless pathetic moron you are", "label": ["abuse"]},
+        {"text": "I will find you and kill you", "label": "threat"},
         {"text": "add the flour and stir", "label": "none"},
         {"text": "the lecture begins at nine", "label": "none"}])
     found = evaluate_task(engine, "moderation", rows).metrics
+    assert found["roc_auc_threat"] == 1
+    assert found["recall_threat"] == 1
     assert found["n_clean"] == 2
     assert found["flagged_clean"] == 0
     assert found["roc_auc_abuse"] == 1
@@ -103,7 +106,8 @@ def test_moderation_counts_what_its_policy_flags(engine, tmp_path: Path) -> None
     never = evaluate_task(engine, "moderation", rows, options={
         "policy": "{abuse: {review: never, block: never}, hate: {enabled: false}}"}).metrics
     assert never["recall_offensive"] == 0
-    assert never["accuracy"] == 0.5
+    assert never["recall_threat"] == 0
+    assert never["accuracy"] == 0.4
     assert never["roc_auc_abuse"] == found["roc_auc_abuse"]
 
 

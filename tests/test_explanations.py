@@ -373,6 +373,16 @@ def test_the_insult_is_what_makes_the_row(engine: vbkit.Engine, out: Path) -> No
         assert INSULT[row["start_char"]:row["end_char"]] == row["text"]
 
 
+def test_the_violence_is_what_makes_a_threat(engine: vbkit.Engine, tmp_path: Path) -> None:
+    said = "Tomorrow I will come over and kill you."
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", "text": [said, "The park is open."]}))
+    engine.run([tmp_path / "m.jsonl"], ["moderation"], out=tmp_path / "results")
+    row = number(tmp_path / "results", "moderation", category="threat")
+    found = engine.explain(tmp_path / "results", "moderation", row)
+    assert "kill" in set(found.sort_values("rank")["text"][:2])
+    assert found["score_hidden"].iloc[0] < found["score"].iloc[0] / 2
+
+
 def test_the_answer_is_made_by_its_segment(engine: vbkit.Engine, out: Path) -> None:
     row = number(out, "qa", video_id="text", question="When does the train leave?", rank=1)
     found = engine.explain(out, "qa", row)

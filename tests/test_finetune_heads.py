@@ -105,6 +105,21 @@ def test_moderation_learns_what_somebody_calls_offensive(engine, tmp_path: Path)
     assert set(table["category"]) == {"offensive"}
 
 
+def test_moderation_learns_what_somebody_calls_a_threat(engine, tmp_path: Path) -> None:
+    rows = [{"id": f"{label}{n}", "text": [text], "label": label, "split": split(n)}
+            for label, texts in (("threat", PLANS), ("none", PRAISE))
+            for n, text in enumerate(texts)]
+    path = manifest(tmp_path / "codewords.jsonl", rows)
+    before = evaluate_task(engine, "moderation", path).metrics
+    assert before["recall_threat"] == 0
+    result = finetune(engine, "moderation", path, tmp_path / "head", fit=FitOptions(
+        epochs=15, learning_rate=2e-2))
+    assert result.metrics["recall_threat"] >= 0.5
+    found = engine.run([path], ["moderation"], heads={"moderation": tmp_path / "head"}).tables[
+        "moderation"]
+    assert set(found["category"]) == {"threat"}
+
+
 def test_moderation_learns_what_pictures_show(engine, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = []

@@ -57,7 +57,7 @@ def head(policy: str = "", **options: Any) -> ModerationHead:
 
 
 EVERYTHING = json.dumps({name: {"review": 0, "block": "never"}
-                         for name in ("fight", "gun", "fire", "hate", "offensive")})
+                         for name in ("fight", "gun", "fire", "hate", "offensive", "threat")})
 
 
 # -- taxonomy ----------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_help_names_detected_and_missing_categories_with_measured_numbers() -> N
     text = help_text()
     found, missing = text.split("; not detected: ")
     assert "gun (visual, AUROC 0.9" in found
-    assert set(missing.split(", ")) == {"nudity", "threat", "self_harm", "drugs"}
+    assert set(missing.split(", ")) == {"nudity", "self_harm", "drugs"}
     gun = next(row for row in quality_table() if row["category"] == "gun")
     assert gun["n_positive"] > 100
     assert gun["roc_auc"][1] <= gun["roc_auc"][0] <= gun["roc_auc"][2]
@@ -380,6 +380,64 @@ def test_shipped_thresholds_keep_what_they_promise() -> None:
         for source in ("flickr8k", "imagenet", "captioned_clips", "lectures", "cooking",
                        "captions"):
             assert ordinary.get(source, 0.0) <= 0.03, (name, source)
+
+
+THREATS = ("I will find you and I will kill you.",
+           "If you come back here, I will shoot you in the head.",
+           "I hope somebody beats you to death.", "Those people should all be hanged.")
+HARMLESS = ("Beat the eggs and cut the butter into small pieces.",
+            "We shot this video in one afternoon.", "My feet are killing me after that walk.",
+            "Two men were killed in the attack, the police said.",
+            "Our team beat theirs in the final.", "I could die for this cake.",
+            "The rocket will burn its engines for ninety seconds.",
+            "Hang the picture on the wall and knock the nail in.")
+
+
+def test_threats_are_flagged_where_they_are_made() -> None:
+    said = [*HARMLESS, THREATS[0], *HARMLESS]
+    rows = head("{offensive: {enabled: false}, hate: {enabled: false}}").predict(
+        features(0, said))["moderation"]
+    assert rows["category"].tolist() == ["threat"]
+    row = rows.iloc[0]
+    assert (row["parent_category"], row["modality"]) == ("abuse", "text")
+    assert (row["start_s"], row["end_s"]) == (16.0, 17.9)
+    assert (row["first_segment"], row["last_segment"]) == (8, 8)
+    assert row["evidence"] == THREATS[0]
+
+
+def test_threats_are_told_from_other_talk_of_violence() -> None:
+    judge = head()
+    scores = judge.text_scores([*THREATS, *HARMLESS])["threat"]
+    threats, harmless = np.split(scores, [len(THREATS)])
+    review = judge.policy.rules["threat"].review
+    assert (threats >= review).mean() > 0.5
+    assert (harmless < review).all()
+
+
+def test_policy_of_threats() -> None:
+    def found(policy: str) -> set[tuple[str, str]]:
+        rows = head(policy).predict(features(0, [THREATS[0]]))["moderation"]
+        return set(zip(rows["category"], rows["decision"], strict=True))
+
+    assert ("threat", "review") in found("")
+    assert ("threat", "block") in found("{threat: {block: 0.1}}")
+    assert not {name for name, _ in found("{threat: {enabled: false}}")} & {"threat"}
+    assert found("{abuse: {enabled: false}}") <= {("hate", "review")}
+
+
+def test_ordinary_speech_is_no_threat() -> None:
+    """Transcripts of ordinary videos that are at hand: a launch, recipes and lessons."""
+    said = [
+        "Three, two, one, and liftoff of the rocket.", "The engines burn for two minutes.",
+        "Main engine cut off, and separation.", "The crew is doing well, and so is the ship.",
+        "Welcome back to my kitchen, everybody.", "Smash the garlic and throw it into the pan.",
+        "Today we attack the problem from both ends.", "I am going to show you how it is done.",
+        "You will get what you deserve: a very good grade.", "I'm gonna miss you so much!",
+        "Don't you dare eat my sandwich!", "Oh my God, I'm so going to win this.",
+    ]
+    scores = head().text_scores(said)["threat"]
+    review = head().policy.rules["threat"].review
+    assert [text for text, score in zip(said, scores, strict=True) if score >= review] == []
 
 
 def test_declaring_does_not_import_torch() -> None:

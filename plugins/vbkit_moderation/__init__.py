@@ -92,7 +92,7 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
     """Declare the task `moderation`."""
     yield TaskSpec(
         name="moderation",
-        summary="flags fights, guns, fire, offensive and hateful speech; allow, review or block",
+        summary="flags fights, guns, fire, offensive or hateful speech, threats; gives a verdict",
         head="vbkit_moderation.head:ModerationHead",
         needs=frozenset(
             {"segments", "segment_times", "text_branch", "clip_times", "clip_features", "motion"}

@@ -58,7 +58,8 @@ CATEGORIES: tuple[Category, ...] = (
              ("text",), "TweetEval hate, Davidson et al., MultiHateClip; plain sentences"),
     Category("offensive", "abuse", "insults and vulgar attacks", ("text",),
              "TweetEval offensive, Davidson et al., MultiHateClip; plain sentences"),
-    Category("threat", "abuse", "announcing harm to somebody", why_not="no data to train on"),
+    Category("threat", "abuse", "announcing, wishing or calling for bodily harm to somebody",
+             ("text",), "3,000 texts of the same sets, labelled for it; plain sentences"),
     Category("self_harm", "self_harm", "hurting oneself", why_not="no data to train on"),
     Category("drugs", "drugs", "illegal drugs", why_not="no data to train on"),
 )
