@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,8 +131,15 @@ class ClassificationHead(Head):
         return self._probabilities(self.model(inputs) / self.settings["temperature"])
 
     def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
-        """Fit a linear map; the penalty and the temperature are chosen on `val`."""
-        named = [_labels_of(example) for example in (*train, *val)]
+        """Fit a linear map; the penalty and the temperature are chosen on `val`.
+
+        A view of a training video is as good as a further video with its labels. Videos count
+        alike, whether they have a picture, and so views, or not.
+        """
+        most = max(len(example.seen) for example in train)
+        learnt = [(features, example) for example in train
+                  for features in islice(cycle(example.seen), most)]
+        named = [_labels_of(example) for example in (*(example for _, example in learnt), *val)]
         self.labels = sorted({label for _, labels in named for label in labels})
         if len(self.labels) < 2:
             raise ManifestError("the column label has fewer than two labels to tell apart; "
@@ -142,14 +150,15 @@ class ClassificationHead(Head):
             for label in labels:
                 targets[row, self.labels.index(label)] = 1
         missing = [label for label, count in zip(
-            self.labels, targets[: len(train)].sum(0).tolist(), strict=True) if not count]
+            self.labels, targets[: len(learnt)].sum(0).tolist(), strict=True) if not count]
         if missing:
             raise ManifestError(f"label {missing[0]!r} is only among the validation videos; give "
                                 "it more videos, or take it out")
-        inputs = stack_inputs([_visual(e.features).cpu() for e in (*train, *val)],
-                              [self._said(e.features).cpu() for e in (*train, *val)])
-        learning = torch.arange(len(train))
-        held = torch.arange(len(train), len(named))
+        shown = [*(features for features, _ in learnt), *(example.features for example in val)]
+        inputs = stack_inputs([_visual(each).cpu() for each in shown],
+                              [self._said(each).cpu() for each in shown])
+        learning = torch.arange(len(learnt))
+        held = torch.arange(len(learnt), len(named))
         weights = _balance(targets[learning], multi)
         plain = torch.ones(len(self.labels))
         best: tuple[float, LinearLabels, float] | None = None
