@@ -210,7 +210,7 @@ def check_capability(spec: TaskSpec, capability: str) -> None:
     """
     if capability not in spec.capabilities:
         what = {"finetune": "be trained", "evaluate": "be evaluated", "explain": "be explained",
-                "augment": "learn from altered pictures"}[capability]
+                "augment": "learn from further views (--augment)"}[capability]
         raise UsageError(f"the head of task {spec.name} cannot {what}: its TaskSpec does not "
                          f"name the capability {capability!r}")
 

@@ -105,7 +105,7 @@ class ClassificationHead(Head):
     def scores(self, videos: Sequence[Features]) -> np.ndarray:
         """(N, K) probabilities of the labels; NaN where there is nothing to judge by."""
         if self.model is not None:
-            inputs = stack_inputs([_visual(f) for f in videos],
+            inputs = stack_inputs([self._shown(f) for f in videos],
                                   [self._said(f) for f in videos])
             found = self._probabilities(self.model(inputs) / self.settings["temperature"])
             known = (inputs.seen | inputs.said).cpu().numpy()
@@ -123,8 +123,10 @@ class ClassificationHead(Head):
         """(C, K) probabilities of the labels, each clip by its picture alone."""
         if self.model is None:
             return self._by_name(features.clip_embeddings, features)
-        visual = _visual(features)
+        visual = self._shown(features)
         count = len(visual)
+        if count < len(features.clip_times):
+            return np.full((len(features.clip_times), len(self.labels)), np.nan)
         text = features.segment_embeddings.new_zeros(count, self.model.text.in_features)
         inputs = Inputs(visual, text, torch.ones(count, dtype=torch.bool),
                         torch.zeros(count, dtype=torch.bool))
@@ -215,6 +217,12 @@ class ClassificationHead(Head):
             raise UsageError("classification needs labels: name them with "
                              "-o classification.labels='cooking, sport', or give a trained head "
                              "with --head classification=FOLDER")
+
+    def _shown(self, features: Features) -> Tensor:
+        """(C, Dv) of the clips; none where the head has learnt from text alone."""
+        assert self.model is not None
+        visual, width = _visual(features), self.model.visual.in_features
+        return visual if visual.shape[1] == width else visual.new_zeros(0, width)
 
     def _said(self, features: Features) -> Tensor:
         """(S, D) of the segments that say something, in a language that the model knows."""
