@@ -29,6 +29,7 @@ from vbkit.media.views import MIN_AREA, PLAIN, View, Views
 from vbkit.runs import Failure
 from vbkit.testing import make_features
 from vbkit.training.finetune import finetune
+from vbkit_classification import head as classification
 from vbkit_classification.head import ClassificationHead
 
 # What a view is
@@ -171,6 +172,7 @@ def learnt(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Example], list[Ex
     """What classification was given to learn from and to validate with, at each training."""
     found = []
     fit = ClassificationHead.fit
+    monkeypatch.setattr(classification, "PENALTIES", (1.0,))
 
     def noted(self, train, val, options) -> None:
         found.append((list(train), list(val)))
@@ -328,8 +330,9 @@ def made_up(label: str, seed: int, told: bool) -> Callable[[int], Example]:
         features(number, True) for number in range(1, views + 1)))
 
 
-def test_classification_learns_from_views(engine) -> None:
+def test_classification_learns_from_views(engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the views of the training videos tell the labels; a head that ignores them guesses."""
+    monkeypatch.setattr(classification, "PENALTIES", (0.1, 1.0))
     (runner,) = engine.heads(["classification"])
     head = runner.ready()
     labels = ["a", "b"] * 10
