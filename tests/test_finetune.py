@@ -140,6 +140,32 @@ def test_the_same_seed_gives_the_same_head(engine, sentences: Path, trained: Pat
         assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
 
 
+def test_a_head_of_texts_judges_texts_and_one_of_pictures_texts_too(
+        engine, trained: Path, pictures: Path, tmp_path: Path) -> None:
+    mixed = manifest(tmp_path / "m.jsonl", [
+        {"video": str(pictures.parent / "0.png")},
+        {"video": str(pictures.parent / "1.png"), "text": ["He scores a goal."]},
+        {"id": "said", "text": ["She wins the match."]}])
+    found = engine.run([mixed], ["classification"], heads={"classification": trained},
+                       options={"classification": {"clips": True}})
+    assert not found.report.failures
+    table = found.tables["classification"]
+    best = table[table["rank"] == 1].groupby("video_id")["label"].first().to_dict()
+    assert best == {str(pictures.parent / "1.png"): "sport", "said": "sport"}
+    assert found.tables["classification_clips"]["score"].isna().all()
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    both = manifest(tmp_path / "both.jsonl", [
+        *({"video": str(pictures.parent / row["video"]), "label": "red" if n % 3 == 0 else "blue"}
+          for n, row in enumerate(rows) if n % 3 < 2),
+        *({"id": f"{label} {n}", "text": f"it was {label} {n}", "label": label}
+          for label in ("red", "blue") for n in range(6))])
+    finetune(engine, "classification", both, tmp_path / "head", val_share=0.25)
+    table = engine.run([mixed], ["classification"], heads={"classification": tmp_path / "head"}
+                       ).tables["classification"]
+    assert set(table[(table["rank"] == 1)]["video_id"]) == {
+        str(pictures.parent / "0.png"), str(pictures.parent / "1.png"), "said"}
+
+
 def test_several_labels_are_learnt_apart(engine, pictures: Path, tmp_path: Path) -> None:
     result = finetune(engine, "classification", pictures, tmp_path / "colours", val_share=0.25,
                       options={"clips": True})

@@ -77,14 +77,24 @@ class Example:
         features: the outputs that the task's `needs` names.
         rows: the label columns of every manifest row that names the video, in order; where a row
             has questions, they are among them as the list `question`.
+        views: the same outputs of the same video, seen in other ways (`vbkit finetune --augment`):
+            a part of the frame, mirrored, with clips that begin and end at other times, which
+            `clip_times` says in seconds of the video. So labels with times hold; what counts
+            clips does not. Words are the same. Of validation videos there are none.
     """
 
     features: Features
     rows: tuple[Mapping[str, Any], ...]
+    views: tuple[Features, ...] = ()
 
     @property
     def video_id(self) -> str:
         return self.features.video_id
+
+    @property
+    def seen(self) -> tuple[Features, ...]:
+        """The video as it is, and then its views."""
+        return (self.features, *self.views)
 
     def label(self, column: str) -> Any:
         """A column's value in the first row that has one; None where none has."""
@@ -149,7 +159,7 @@ class Head:
         `save_pretrained`. No video is in both lists.
 
         Args:
-            train: what to learn from.
+            train: what to learn from, with the capability `augment` also in other views.
             val: what to choose and to calibrate by.
             options: how.
 

@@ -34,7 +34,7 @@ __all__ = [
 API_VERSION = 1
 """Version of the hook interface. A spec with a greater `api` is refused by name."""
 
-CAPABILITIES = frozenset({"finetune", "evaluate", "explain"})
+CAPABILITIES = frozenset({"finetune", "evaluate", "explain", "augment"})
 
 FEATURE_OUTPUTS: dict[str, str] = {
     "clip_times": "(C, 2) float64, s: start and end of each clip",
@@ -116,7 +116,8 @@ class TaskSpec:
         needs: names of `FEATURE_OUTPUTS` that the head reads. It gets no others.
         tables: schemas of the tables that the head returns; the first is named after the task.
         options: a frozen data class; its fields become `-o name.field=value` and help text.
-        capabilities: of `CAPABILITIES`.
+        capabilities: of `CAPABILITIES`. `finetune`, `evaluate` and `explain` say that the head has
+            the method (`fit` for the first), and `augment` that `fit` learns from `Example.views`.
         api: version of the hook interface that the task was written for.
         labels: manifest columns of which a row needs one to be trained on or evaluated.
         explain_tables: with the capability `explain`, the tables whose rows the head explains;
@@ -176,6 +177,9 @@ class TaskSpec:
         if strangers:
             raise PluginError(f"task {self.name}: explain_tables names {strangers[0]!r}; its "
                               f"tables are {', '.join(names)}")
+        if "augment" in self.capabilities and "finetune" not in self.capabilities:
+            raise PluginError(f"task {self.name}: the capability 'augment' is of no use without "
+                              "'finetune'")
         if (self.explain_tables or self.explain_needs) and "explain" not in self.capabilities:
             raise PluginError(f"task {self.name}: explain_tables and explain_needs are of no use "
                               "without the capability 'explain'")
@@ -205,8 +209,9 @@ def check_capability(spec: TaskSpec, capability: str) -> None:
         UsageError: the task's head cannot do it.
     """
     if capability not in spec.capabilities:
-        what = {"finetune": "trained", "evaluate": "evaluated", "explain": "explained"}[capability]
-        raise UsageError(f"the head of task {spec.name} cannot be {what}: its TaskSpec does not "
+        what = {"finetune": "be trained", "evaluate": "be evaluated", "explain": "be explained",
+                "augment": "learn from further views (--augment)"}[capability]
+        raise UsageError(f"the head of task {spec.name} cannot {what}: its TaskSpec does not "
                          f"name the capability {capability!r}")
 
 

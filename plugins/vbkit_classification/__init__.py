@@ -61,5 +61,5 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
                          "segment_embeddings", "encode_text"}),
         tables=(CLASSIFICATION, CLASSIFICATION_CLIPS),
         options=ClassificationOptions,
-        capabilities=frozenset({"finetune", "evaluate", "explain"}),
+        capabilities=frozenset({"finetune", "evaluate", "explain", "augment"}),
     )

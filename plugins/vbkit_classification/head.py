@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ class ClassificationHead(Head):
     def scores(self, videos: Sequence[Features]) -> np.ndarray:
         """(N, K) probabilities of the labels; NaN where there is nothing to judge by."""
         if self.model is not None:
-            inputs = stack_inputs([_visual(f) for f in videos],
+            inputs = stack_inputs([self._shown(f) for f in videos],
                                   [self._said(f) for f in videos])
             found = self._probabilities(self.model(inputs) / self.settings["temperature"])
             known = (inputs.seen | inputs.said).cpu().numpy()
@@ -122,16 +123,25 @@ class ClassificationHead(Head):
         """(C, K) probabilities of the labels, each clip by its picture alone."""
         if self.model is None:
             return self._by_name(features.clip_embeddings, features)
-        visual = _visual(features)
+        visual = self._shown(features)
         count = len(visual)
+        if count < len(features.clip_times):
+            return np.full((len(features.clip_times), len(self.labels)), np.nan)
         text = features.segment_embeddings.new_zeros(count, self.model.text.in_features)
         inputs = Inputs(visual, text, torch.ones(count, dtype=torch.bool),
                         torch.zeros(count, dtype=torch.bool))
         return self._probabilities(self.model(inputs) / self.settings["temperature"])
 
     def fit(self, train: Sequence[Example], val: Sequence[Example], options: FitOptions) -> None:
-        """Fit a linear map; the penalty and the temperature are chosen on `val`."""
-        named = [_labels_of(example) for example in (*train, *val)]
+        """Fit a linear map; the penalty and the temperature are chosen on `val`.
+
+        A view of a training video is as good as a further video with its labels. Videos count
+        alike, whether they have a picture, and so views, or not.
+        """
+        most = max(len(example.seen) for example in train)
+        learnt = [(features, example) for example in train
+                  for features in islice(cycle(example.seen), most)]
+        named = [_labels_of(example) for example in (*(example for _, example in learnt), *val)]
         self.labels = sorted({label for _, labels in named for label in labels})
         if len(self.labels) < 2:
             raise ManifestError("the column label has fewer than two labels to tell apart; "
@@ -142,14 +152,15 @@ class ClassificationHead(Head):
             for label in labels:
                 targets[row, self.labels.index(label)] = 1
         missing = [label for label, count in zip(
-            self.labels, targets[: len(train)].sum(0).tolist(), strict=True) if not count]
+            self.labels, targets[: len(learnt)].sum(0).tolist(), strict=True) if not count]
         if missing:
             raise ManifestError(f"label {missing[0]!r} is only among the validation videos; give "
                                 "it more videos, or take it out")
-        inputs = stack_inputs([_visual(e.features).cpu() for e in (*train, *val)],
-                              [self._said(e.features).cpu() for e in (*train, *val)])
-        learning = torch.arange(len(train))
-        held = torch.arange(len(train), len(named))
+        shown = [*(features for features, _ in learnt), *(example.features for example in val)]
+        inputs = stack_inputs([_visual(each).cpu() for each in shown],
+                              [self._said(each).cpu() for each in shown])
+        learning = torch.arange(len(learnt))
+        held = torch.arange(len(learnt), len(named))
         weights = _balance(targets[learning], multi)
         plain = torch.ones(len(self.labels))
         best: tuple[float, LinearLabels, float] | None = None
@@ -206,6 +217,12 @@ class ClassificationHead(Head):
             raise UsageError("classification needs labels: name them with "
                              "-o classification.labels='cooking, sport', or give a trained head "
                              "with --head classification=FOLDER")
+
+    def _shown(self, features: Features) -> Tensor:
+        """(C, Dv) of the clips; none where the head has learnt from text alone."""
+        assert self.model is not None
+        visual, width = _visual(features), self.model.visual.in_features
+        return visual if visual.shape[1] == width else visual.new_zeros(0, width)
 
     def _said(self, features: Features) -> Tensor:
         """(S, D) of the segments that say something, in a language that the model knows."""

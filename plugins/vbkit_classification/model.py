@@ -43,12 +43,16 @@ class Inputs:
 
 
 def stack_inputs(visual: Sequence[Tensor], text: Sequence[Tensor]) -> Inputs:
-    """Means over clips (C, Dv) and segments (S, D), each possibly none, of N videos."""
-    def mean(rows: Tensor) -> Tensor:
-        return rows.mean(0) if len(rows) else rows.new_zeros(rows.shape[1])
+    """Means over clips (C, Dv) and segments (S, D), each possibly none, of N videos.
 
-    return Inputs(torch.stack([mean(rows) for rows in visual]),
-                  torch.stack([mean(rows) for rows in text]),
+    Where there are none, their width does not count.
+    """
+    def means(parts: Sequence[Tensor]) -> Tensor:
+        width = next((rows.shape[1] for rows in parts if len(rows)), parts[0].shape[1])
+        return torch.stack([rows.mean(0) if len(rows) else rows.new_zeros(width)
+                            for rows in parts])
+
+    return Inputs(means(visual), means(text),
                   torch.tensor([len(rows) > 0 for rows in visual]),
                   torch.tensor([len(rows) > 0 for rows in text]))
 

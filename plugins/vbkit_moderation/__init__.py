@@ -99,5 +99,5 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         ),
         tables=(MODERATION, MODERATION_VIDEOS),
         options=ModerationOptions,
-        capabilities=frozenset({"finetune", "evaluate", "explain"}),
+        capabilities=frozenset({"finetune", "evaluate", "explain", "augment"}),
     )

@@ -141,8 +141,9 @@ class ModerationHead(Head):
         What a video is labelled with is somewhere in it: its greatest logit is what learns. A
         category learns where videos that show or say it and videos that do not are among both
         parts; the others stay as they are. Rare labels count more, by the root of how rare they
-        are. Scores are calibrated on the validation videos, and `review` is set there for the
-        false-alarm rate that the option `false_alarms` states.
+        are. A view of a training video is as good as a further video's picture. Scores are
+        calibrated on the validation videos, and `review` is set there for the false-alarm rate that
+        the option `false_alarms` states.
         """
         names = {"visual": self.settings["visual"]["categories"],
                  "text": self.settings["text"]["categories"]}
@@ -188,11 +189,11 @@ class ModerationHead(Head):
             said = [text for text, known in zip(
                 features.segments, features.in_languages(LANGUAGES), strict=True)
                 if known and text.strip()]
-            seen = (features.clip_features, self._motion(features, 0.0 if moving else math.inf))
-            for modality, items, count in (("visual", seen, len(seen[0])),
-                                           ("text", said, len(said))):
-                if count:
-                    rows[modality].append(items)
+            seen = [(view.clip_features, self._motion(view, 0.0 if moving else math.inf))
+                    for view in example.seen if len(view.clip_features)]
+            for modality, items in (("visual", seen), ("text", [said] if said else [])):
+                for item in items:
+                    rows[modality].append(item)
                     labels[modality].append([name in wanted for name in names[modality]])
         return {modality: Labelled(
             rows[modality], np.array(labels[modality], bool).reshape(-1, len(names[modality])))

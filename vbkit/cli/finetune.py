@@ -29,6 +29,11 @@ __all__ = ["finetune"]
               help="Upper layers of the head's own branch of the encoder that learn, too.")
 @click.option("--word-dropout", type=click.FloatRange(0, 1, max_open=True), default=0.05,
               show_default=True, help="Share of words left out at random, with --unfreeze.")
+@click.option("--augment", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="Learn from N further views of each training video's picture, too: parts of "
+                   "the frame, mirrored, moved in time. Each is encoded once, as a video is.")
+@click.option("--no-mirror", "mirror", flag_value=False, type=bool, default=True,
+              help="Mirror no view: for labels that tell left from right.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was cut short in --out.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def finetune(
@@ -48,6 +53,8 @@ def finetune(
     learning_rate: float | None,
     unfreeze: int,
     word_dropout: float,
+    augment: int,
+    mirror: bool,
     resume: bool,
     seed: int,
 ) -> int:
@@ -60,6 +67,8 @@ def finetune(
     usage.
     """
     check_task(task, "finetune")
+    if augment:
+        check_task(task, "augment")
     import pandas as pd
 
     from vbkit.cli.printing import print_json, records
@@ -79,7 +88,7 @@ def finetune(
             Engine(model, device, precision=precision, cache=cache,
                    options=speech_options(task, assignments)), task, manifest, out, val=val,
             val_share=val_share, head=head, options=task_options(task, assignments),
-            transcript=transcript, resume=resume,
+            transcript=transcript, augment=augment, mirror=mirror, resume=resume,
             fit=FitOptions(seed=seed, epochs=epochs, learning_rate=learning_rate,
                            unfreeze=unfreeze, word_dropout=word_dropout, logged=say),
             progress=lambda done, total, video_id, ok: reporter(

@@ -19,6 +19,7 @@ from torch import Tensor
 from vbkit.errors import FeatureError, MediaError, StoreError
 from vbkit.media.content import content_id
 from vbkit.media.decode import DecodeJob, DecodePool
+from vbkit.media.views import PLAIN, View
 
 if TYPE_CHECKING:
     from vbkit.engine.bundle import Bundle
@@ -81,16 +82,18 @@ class ClipMotion:
         cache: where rows are kept between runs, or None.
         fresh: whether to ignore what the cache holds.
         reader: `"pyav"` or `"decord"`; None for what suits the file.
+        view: how the video is seen; the clips are its clips.
     """
 
     def __init__(self, source: Source, identity: str, clips: int, *, still: bool, bundle: Bundle,
                  decoder: SecondDecoder, cache: FeatureCache | None, fresh: bool,
-                 reader: str | None) -> None:
+                 reader: str | None, view: View = PLAIN) -> None:
         network = bundle.motion
         assert network is not None  # Encoder.check_needs
         self._source, self._identity, self._clips = source, identity, clips
         self._still, self._bundle, self._network = still, bundle, network
         self._decoder, self._cache, self._fresh, self._reader = decoder, cache, fresh, reader
+        self._view, self._key = view, bundle.motion_key + view.key
         self._lock = threading.Lock()
         self._rows: dict[int, Tensor] = {}  # (M,) float16 of each clip that is known
 
@@ -128,7 +131,7 @@ class ClipMotion:
         """Take over what the cache holds, where something is missing."""
         if self._cache is None or self._rows.keys() >= set(wanted):
             return
-        found = self._cache.load(self._identity, "motion", self._bundle.motion_key)
+        found = self._cache.load(self._identity, "motion", self._key)
         if found is not None:
             rows = found[0]["motion"].clone()  # what is loaded is mapped from the file
             self._rows |= zip(found[0]["clips"].tolist(), rows, strict=True)
@@ -148,7 +151,8 @@ class ClipMotion:
         job = DecodeJob(
             source.video_id, source.path, clip_s=self._bundle.config.clip_seconds,
             frames_per_clip=config.frames, grey_clips=tuple(clips), grey_size=config.size,
-            height=self._bundle.backbone.image_size, keyframes=False, reader=self._reader)
+            height=self._bundle.backbone.image_size, keyframes=False, reader=self._reader,
+            view=self._view)
         known = len(self._rows)
         try:
             with self._decoder.pool() as pool:
@@ -186,7 +190,7 @@ class ClipMotion:
             return
         clips = sorted(self._rows)
         try:
-            self._cache.save(self._identity, "motion", self._bundle.motion_key, {
+            self._cache.save(self._identity, "motion", self._key, {
                 "clips": torch.tensor(clips, dtype=torch.int64),
                 "motion": torch.stack([self._rows[clip] for clip in clips])}, {})
         except StoreError as error:  # the next run has to decode them again

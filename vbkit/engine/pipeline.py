@@ -34,9 +34,11 @@ from vbkit.media.audio import audio_duration
 from vbkit.media.content import content_id
 from vbkit.media.decode import DecodedVideo, DecodeJob, DecodePool
 from vbkit.media.language import detect_language, segment_languages
+from vbkit.media.sizes import clip_sample_times
 from vbkit.media.speech import SpeechToText, transcript_from_json, transcript_json
 from vbkit.media.transcripts import resolve_transcript
 from vbkit.media.types import FrameBatch, Transcript, VideoInfo
+from vbkit.media.views import PLAIN, View
 from vbkit.model.backbones import ImageBackbone
 from vbkit.plugins import strict
 from vbkit.runs import Failure
@@ -102,6 +104,7 @@ class Request:
         questions: handed on as `features.questions`.
         wanted: False where the source is up to date: nothing is decoded or encoded.
         picture: False where nothing visual is needed: nothing is decoded.
+        view: how the video is seen. There are no keyframes but of the video as it is.
         token: the caller's own, handed back.
     """
 
@@ -110,6 +113,7 @@ class Request:
     questions: tuple[str, ...] = ()
     wanted: bool = True
     picture: bool = True
+    view: View = PLAIN
     token: Any = None
 
     @property
@@ -400,14 +404,18 @@ class Pipeline:
         if not request.decodes:
             return item
         if self.cache is not None:
-            twin = any(other.submitted and
+            twin = any(other.submitted and other.request.view == request.view and
                        other.request.prepared.content_id == prepared.content_id
                        for items in queues for other in items)
             if twin or (not self.fresh and
-                        self.cache.has(prepared.content_id, "visual", self.bundle.visual_key)):
+                        self.cache.has(prepared.content_id, "visual", self._key(request))):
                 return item
         self._submit(item)
         return item
+
+    def _key(self, request: Request) -> str:
+        """Names what decides the clip features of a request, beside the file."""
+        return self.bundle.visual_key + request.view.key
 
     def _submit(self, item: _Item) -> None:
         if self._pool is None:
@@ -421,7 +429,8 @@ class Pipeline:
         self._pool.submit(DecodeJob(
             source.video_id, source.path, "image" if still else "video",
             clip_s=self.bundle.config.clip_seconds, frames_per_clip=frames,
-            height=backbone.image_size, keyframes=self.keyframes, reader=self.reader))
+            height=backbone.image_size, reader=self.reader, view=item.request.view,
+            keyframes=self.keyframes and item.request.view == PLAIN))
         item.submitted = True
 
     def _read(self, item: _Item) -> None:
@@ -550,13 +559,13 @@ class Pipeline:
             "keyframes": torch.frombuffer(bytearray(pictures or b"\0"), dtype=torch.uint8),
         }
         damage = [failure.message for failure in item.failures if failure.stage == "decode"]
-        self._save(item, item.request.prepared.content_id, "visual", self.bundle.visual_key,
+        self._save(item, item.request.prepared.content_id, "visual", self._key(item.request),
                    tensors, {"info": vars(item.info), "damage": damage})
 
     def _from_cache(self, item: _Item) -> bool:
         assert self.cache is not None
         prepared = item.request.prepared
-        found = self.cache.load(prepared.content_id, "visual", self.bundle.visual_key)
+        found = self.cache.load(prepared.content_id, "visual", self._key(item.request))
         if found is None:
             return False
         tensors, metadata = found
@@ -653,7 +662,8 @@ class Pipeline:
             out["motion"] = ClipMotion(
                 prepared.source, prepared.content_id, len(item.clip_times),
                 still=item.info is not None and item.info.n_frames == 1, bundle=self.bundle,
-                decoder=self._again, cache=self.cache, fresh=self.fresh, reader=self.reader)
+                decoder=self._again, cache=self.cache, fresh=self.fresh, reader=self.reader,
+                view=item.request.view)
         return {name: value for name, value in out.items() if name in needs}
 
     def _joint(self, item: _Item, clips: Tensor, texts: Sequence[str],
@@ -665,7 +675,8 @@ class Pipeline:
             return compute()
         kept = ("clip_hidden", "segment_hidden", "pooled")
         prepared = item.request.prepared
-        key = _hash([self.bundle.fingerprint, self.bundle.visual_key, prepared.transcript_id])[:16]
+        key = _hash([self.bundle.fingerprint, self._key(item.request),
+                     prepared.transcript_id])[:16]
         return self._cached(item, prepared.content_id, "joint", key,
                             lambda: {name: value for name, value in compute().items()
                                      if name in kept})
@@ -693,7 +704,7 @@ class Pipeline:
         job = DecodeJob(source.video_id, source.path,
                         "image" if source.kind == "image" else "video",
                         clip_s=self.bundle.config.clip_seconds, height=short, keyframes=False,
-                        reader=self.reader)
+                        reader=self.reader, view=item.request.view)
         with DecodePool(1, self.timeout_s, plugin_openers=self.plugin_openers) as pool:
             video = pool.decode(job)
             times = video.clip_times
@@ -701,7 +712,7 @@ class Pipeline:
                 count = job.frames_per_clip
                 span = times[batch.first : batch.first + len(batch)]
                 length = (span[:, 1] - span[:, 0]) / count
-                at = span[:, :1] + (np.arange(count) + 0.5) * length[:, None]
+                at = clip_sample_times(span, count, job.view.phase)
                 yield FrameBatch(batch.frames.reshape(-1, *batch.frames.shape[2:]), at.ravel(),
                                  np.repeat(length, count))
 

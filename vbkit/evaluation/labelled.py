@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbkit.engine.cache import FeatureCache
-from vbkit.engine.pipeline import TEXT_OUTPUTS, Request
+from vbkit.engine.pipeline import TEXT_OUTPUTS, Encoded, Pipeline, Prepared, Request
 from vbkit.errors import ManifestError, MediaError
 from vbkit.evaluation.examples import manifest_path, source_identity
 from vbkit.heads import Example
+from vbkit.media.views import Views
 from vbkit.runs import Failure
 from vbkit.sources import Source, expand_inputs
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Labelled", "encode_labelled", "read_labelled"]
 
 _CHUNK = 2048
+NO_VIEWS = Views()
+
+logger = logging.getLogger("vbkit")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def encode_labelled(
     needs: Collection[str],
     *,
     transcript: str | Path = "auto",
+    views: Views = NO_VIEWS,
     failed: Callable[[Failure], None] = lambda failure: None,
     progress: Callable[[int, int, str, bool], None] = lambda done, total, video_id, ok: None,
 ) -> list[Example]:
@@ -87,9 +93,10 @@ def encode_labelled(
         labelled: from `read_labelled`.
         needs: the outputs that the head reads.
         transcript: `"auto"`, `"none"`, or a path.
+        views: of each source that has a picture, beside how it is (`Example.views`).
         failed: called with what went wrong.
-        progress: called after each source with how many are done, how many there are, its id,
-            and whether it could be read.
+        progress: called after each source, and each view of one, with how many are done, how many
+            there are, the source's id, and whether it could be read.
 
     Raises:
         MediaError: not one source could be read.
@@ -99,6 +106,8 @@ def encode_labelled(
     cache = FeatureCache(engine.cache) if engine.cache is not None else None
     examples: list[Example] = []
     last = "there are none"
+    picture = not wanted <= TEXT_OUTPUTS
+    done, total = 0, len(labelled) * (1 + views.count)
     for start in range(0, len(labelled), _CHUNK):
         chunk = labelled[start : start + _CHUNK]
         if "segment_embeddings" in wanted and engine.bundle.text_tower is None:
@@ -107,23 +116,47 @@ def encode_labelled(
                 text for each in chunk for text in _inline(each.source.text))))
         pipeline = engine.pipeline(cache, transcript, keyframes=cache is not None)
         requests = (
-            Request(prepared, wanted, prepared.source.questions,
-                    picture=not wanted <= TEXT_OUTPUTS)
+            Request(prepared, wanted, prepared.source.questions, picture=picture)
             for prepared in pipeline.prepare(each.source for each in chunk)
         )
-        for place, (each, encoded) in enumerate(
-                zip(chunk, pipeline.encode(requests), strict=True), start + 1):
+        shown: list[tuple[int, Prepared]] = []  # the examples that have a picture
+        for each, encoded in zip(chunk, pipeline.encode(requests), strict=True):
             features = encoded.features
-            progress(place, len(labelled), features.video_id, features.error is None)
+            done += 1
+            progress(done, total, features.video_id, features.error is None)
             if encoded.failure is not None:
                 failed(encoded.failure)
                 last = f"{features.video_id}: {features.error}"
             else:
+                if encoded.request.decodes and len(encoded.clip_times):
+                    shown.append((len(examples), encoded.request.prepared))
                 examples.append(Example(features.restrict(wanted), each.rows))
+        done += (len(chunk) - len(shown)) * views.count
+        for number, encoded in _views(pipeline, shown, wanted, views):
+            done += 1
+            read = encoded.failure is None and len(encoded.clip_times) > 0
+            progress(done, total, encoded.features.video_id, read)
+            if read:
+                examples[number] = replace(examples[number], views=(
+                    *examples[number].views, encoded.features.restrict(wanted)))
+            else:  # as it is, it could be read
+                logger.warning("%s: it could not be seen in another way: %s",
+                               encoded.features.video_id, encoded.failures[-1].message)
     if not examples:
         raise MediaError(f"none of the {len(labelled)} labelled videos could be read; the last: "
                          f"{last}")
     return examples
+
+
+def _views(pipeline: Pipeline, shown: Sequence[tuple[int, Prepared]], needs: frozenset[str],
+           views: Views) -> Iterator[tuple[int, Encoded]]:
+    """Numbered sources in each of their views, with their numbers."""
+    drawn = [(number, prepared, view) for number, prepared in shown
+             for view in views.of(prepared.content_id)]
+    requests = (Request(prepared, needs, prepared.source.questions, view=view)
+                for _, prepared, view in drawn)
+    for (number, _, _), encoded in zip(drawn, pipeline.encode(requests), strict=True):
+        yield number, encoded
 
 
 def _inline(text: str | list[Any] | None) -> list[str]:

@@ -24,7 +24,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -33,6 +33,7 @@ import numpy as np
 
 from vbkit.errors import MediaError
 from vbkit.media.types import Segment, Transcript, VideoInfo
+from vbkit.media.views import PLAIN, View
 from vbkit.media.wire import WorkerProcess
 
 __all__ = ["ClipBatch", "DecodeJob", "DecodePool", "DecodedVideo"]
@@ -62,6 +63,7 @@ class DecodeJob:
         embedded_transcript: whether to read subtitles inside the file, too.
         reader: one of `vbkit.media.open.READERS`, or None for what suits the file.
         decode: False to open the file only, for its info and subtitles; there are no clips then.
+        view: how the video is seen; its clips and their times are the view's.
     """
 
     key: str
@@ -78,6 +80,7 @@ class DecodeJob:
     embedded_transcript: bool = False
     reader: str | None = None
     decode: bool = True
+    view: View = PLAIN
 
     def __post_init__(self) -> None:
         if self.clip_s <= 0:
@@ -403,7 +406,7 @@ class _Lane:
                 "keyframes": job.keyframes, "max_keyframes": job.max_keyframes,
                 "keyframe_width": job.keyframe_width,
                 "embedded_transcript": job.embedded_transcript, "reader": job.reader,
-                "decode": job.decode, "threads": self._pool._threads,
+                "decode": job.decode, "view": asdict(job.view), "threads": self._pool._threads,
             })
         except OSError:
             return f"{job.path}: the decoder {self._stop()}"

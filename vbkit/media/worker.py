@@ -27,6 +27,7 @@ from vbkit.errors import MediaError, VbkitError
 from vbkit.media.grey import grey_squares
 from vbkit.media.open import Opener, open_video
 from vbkit.media.sizes import clip_grid, clip_sample_times, frames_per_batch
+from vbkit.media.views import View
 from vbkit.media.wire import serve, write_message
 from vbkit.specs import load_object
 
@@ -86,12 +87,13 @@ def _embedded(path: Path, start_offset_s: float) -> dict[str, Any] | None:
 
 
 def _decode(job: dict[str, Any], openers: Sequence[Opener], out: _Output) -> None:
-    options = {"height": job["height"], "threads": job["threads"], "reader": job["reader"],
-               "tick": out.tick}
+    view = View(**job["view"])
+    options = {"height": view.decoded_height(job["height"]), "threads": job["threads"],
+               "reader": job["reader"], "tick": out.tick}
     reader = open_video(Path(job["path"]), options, openers)
     with contextlib.closing(reader):
         info = reader.info
-        clip_times = clip_grid(info.duration_s, job["clip_s"])
+        clip_times = clip_grid(info.duration_s, job["clip_s"], view.shift)
         subtitles = None
         if job["embedded_transcript"]:
             subtitles = _embedded(Path(job["path"]), info.start_offset_s)
@@ -109,7 +111,7 @@ def _decode(job: dict[str, Any], openers: Sequence[Opener], out: _Output) -> Non
         key_clips = set()
         if job["keyframes"]:
             key_clips = set(keyframe_clips(len(clip_times), job["max_keyframes"]).tolist())
-        times = clip_sample_times(clip_times, per_clip).ravel()
+        times = clip_sample_times(clip_times, per_clip, view.phase).ravel()
         pending: list[np.ndarray] = []
         n_pending, first = 0, 0
 
@@ -127,7 +129,8 @@ def _decode(job: dict[str, Any], openers: Sequence[Opener], out: _Output) -> Non
             first += len(clips)
 
         for batch in reader.frames_at(times.tolist()):
-            pending.append(grey_squares(batch.data, job["grey_size"]) if grey else batch.data)
+            seen = view.crop(batch.data)
+            pending.append(grey_squares(seen, job["grey_size"]) if grey else seen)
             n_pending += len(batch)
             out.tick()
             height, width = pending[-1].shape[1:3]

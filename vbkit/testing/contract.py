@@ -13,7 +13,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -654,7 +654,12 @@ def _fit(subject: _Subject, runner: HeadRunner) -> None:
     head = runner.ready()
     torch.manual_seed(0)
     with torch.enable_grad():
-        head.fit(_examples(subject, 3), _examples(subject, 2, first=100), FitOptions(epochs=2))
+        train = _examples(subject, 3)
+        if "augment" in subject.spec.capabilities:  # a view's clips may be more, or fewer
+            case = _Case("labelled videos", 7, 5)
+            train = [replace(example, views=(subject.features(case, 200 + place),))
+                     for place, example in enumerate(train)]
+        head.fit(train, _examples(subject, 2, first=100), FitOptions(epochs=2))
 
 
 def _examples(subject: _Subject, rounds: int, first: int = 0) -> list[Example]:

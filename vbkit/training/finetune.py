@@ -28,6 +28,7 @@ from vbkit.engine.cache import FeatureCache
 from vbkit.errors import ManifestError, TrainingError, UsageError
 from vbkit.evaluation.labelled import Labelled, encode_labelled, read_labelled
 from vbkit.heads import Example, FitOptions, Head
+from vbkit.media.views import Views
 from vbkit.runs import Failure
 from vbkit.specs import check_capability
 
@@ -79,6 +80,8 @@ def finetune(
     options: Mapping[str, Any] | None = None,
     fit: FitOptions | None = None,
     transcript: str | Path = "auto",
+    augment: int = 0,
+    mirror: bool = True,
     resume: bool = False,
     progress: Callable[[int, int, str, bool], None] = lambda done, total, video_id, ok: None,
 ) -> FinetuneResult:
@@ -96,20 +99,27 @@ def finetune(
         options: of the task, by name.
         fit: how to train.
         transcript: `"auto"`, `"none"`, or a path.
+        augment: how many further views of each training video to learn from: parts of the frame,
+            mirrored or not, with clips moved in time. They follow from the seed and the video's
+            content. Validation videos are seen as they are.
+        mirror: whether views may be mirrored: not where labels tell left from right.
         resume: go on from the checkpoint of a training that was cut short in `out`, if any.
-        progress: called after each video that was read with how many are done, how many there
-            are, its id, and whether it could be read.
+        progress: called after each video, and each view of one, that was read with how many are
+            done, how many there are, its id, and whether it could be read.
 
     Raises:
-        UsageError: the task is unknown or cannot be trained, an option is wrong, or `out` holds
-            something.
+        UsageError: the task is unknown or cannot be trained, or not on views, an option is wrong,
+            or `out` holds something.
         ManifestError: a manifest cannot be used, or its labels cannot be learnt from.
         MediaError: not one video could be read.
         TrainingError: `out` cannot be written.
     """
     spec = engine.manager.get_task(task).spec
     check_capability(spec, "finetune")
+    if augment:
+        check_capability(spec, "augment")
     fit = fit if fit is not None else FitOptions()
+    views = Views(augment, fit.seed, mirror)
     folder = Path(out)
     check_folder(folder, resume)
     labelled = read_labelled(manifest, spec.labels)
@@ -129,15 +139,16 @@ def finetune(
     ready: Head = runner.ready()
     failures: list[Failure] = []
     began = time.perf_counter()
-    total = len(labelled) + len(held)
+    reads = len(labelled) * (1 + augment)
+    total = reads + len(held)
     try:
         parts: list[list[Example]] = []
-        for rows, before in ((labelled, 0), (held, len(labelled))):
+        for rows, shown, before in ((labelled, views, 0), (held, Views(), reads)):
             def told(done: int, _: int, video_id: str, ok: bool, before: int = before) -> None:
                 progress(before + done, total, video_id, ok)
 
             parts.append(encode_labelled(engine, rows, spec.needs, transcript=transcript,
-                                         failed=failures.append, progress=told))
+                                         views=shown, failed=failures.append, progress=told))
         encoded = time.perf_counter()
         torch.manual_seed(fit.seed)
         with torch.enable_grad(), _drawn(fit, folder) as told_too:
@@ -153,7 +164,8 @@ def finetune(
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             (folder / FINETUNE_FILE).write_text(json.dumps({
                 **result.as_dict(), "manifest": str(manifest), "model": engine.bundle.name,
-                "seed": fit.seed, "validation": [each.video_id for each in parts[1]],
+                "seed": fit.seed, "augment": augment, "mirror": mirror,
+                "validation": [each.video_id for each in parts[1]],
             }, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"cannot write the head to {folder}: {error}") from error
