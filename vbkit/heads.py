@@ -300,8 +300,10 @@ def save_head(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    scales = {name + SCALE for name, value in tensors.items() if value.dtype == torch.int8}
     stored = {
-        name: value.detach().cpu().to(torch.float16 if value.is_floating_point() else value.dtype)
+        name: value.detach().cpu().to(
+            torch.float16 if value.is_floating_point() and name not in scales else value.dtype)
         .contiguous()
         for name, value in tensors.items()
     }

@@ -197,7 +197,7 @@ class SentimentHead(Head):
         tensors = {f"picture.{name}": value
                    for name, value in self.picture.state_dict().items()}
         tensors |= self.text.state("text.")
-        save_head(path, tensors, self.settings)
+        save_head(path, tensors, self.settings, int8=["text.branch."])
 
     def segment_probabilities(self, features: Features) -> np.ndarray:
         """(S, 3) in the order of `LABELS`; NaN where a segment cannot be judged."""

@@ -11,9 +11,10 @@ TASK is moderation, sentiment or summarisation. Each trains low-rank changes of 
 from which the recipes `train_*.py` calibrate, measure and write the heads.
 
 A larger sentence encoder helps sentiment (`--teacher`, the folder of all-mpnet-base-v2): it is
-fine-tuned on the same labels and judges tweets and lectures, from which a second branch learns,
-too (Hinton et al., 2015). The mean of the two branches' changes is shipped (Wortsman et al., ICML
-2022). Neither helped moderation. Sentences that people rated (`--ratings`) are learnt after that.
+fine-tuned on the same labels and judges tweets, lectures and sentences that people rated
+(`--ratings`), from which a second branch learns, too (Hinton et al., 2015). The mean of the two
+branches' changes is shipped, the second counted twice (Wortsman et al., ICML 2022). Neither helped
+moderation.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FOLDS = 5
 UNKNOWN = -1.0
 MODERATION_BRANCH = BranchConfig(layers=6, rank=8, window=0, segment_length=126)
-SENTIMENT_BRANCH = BranchConfig(layers=6, rank=8, window=256, segment_length=126)
+SENTIMENT_BRANCH = BranchConfig(layers=6, rank=16, window=256, segment_length=126)
 SUMMARISATION_BRANCH = BranchConfig(layers=6, rank=8, window=512, segment_length=62)
 SUMMARISATION_RANK = 16
 """At which it is learnt; the changes are then cut to the branch's rank, which loses nothing."""
@@ -589,7 +590,6 @@ def sentiment_loss(logits: Tensor, targets: Sequence[tuple[Passage, int, int]]) 
 
 
 SENTIMENT_WEIGHTS = {"meld_train": 1.0, "mosi": 1.5, "plain": 0.3}
-RATED_WEIGHT = 0.4
 
 
 def sentiment(arguments: argparse.Namespace) -> None:
@@ -628,13 +628,18 @@ def sentiment(arguments: argparse.Namespace) -> None:
             theirs, _ = passages(teacher.encoder, lambda k, n: not is_held(k, n))
             train(teacher, theirs, sentiment_loss, epochs=4, rate=4e-5, tokens=4096, alone=0.4,
                   name=f"sentiment-{part} teacher")
-            texts = unlabelled(arguments.data)
+            said: list[tuple[str, np.ndarray | None]] = [
+                *((text, None) for text in unlabelled(arguments.data)), *ratings]
+            texts = [text for text, _ in said]
             judged = np.concatenate(predict(teacher, [
                 [row or [teacher.encoder.sep]] for row in teacher.encoder.tokenize(texts, most)]))
             judged = np.exp(judged - judged.max(1, keepdims=True))
             judged /= judged.sum(1, keepdims=True)
-            extra = [Passage([row or [student.sep]], p[None].astype(np.float32), 0.4)
-                     for row, p in zip(student.tokenize(texts, most), judged, strict=True)]
+            extra = [Passage([row or [student.sep]],
+                             (p if people is None else (p + people) / 2)[None].astype(np.float32),
+                             0.4)
+                     for row, p, (_, people) in zip(student.tokenize(texts, most), judged, said,
+                                                    strict=True)]
             del teacher
         states = []
         for more, epochs in (([], 6), *(((extra, 5),) if extra else ())):
@@ -643,18 +648,7 @@ def sentiment(arguments: argparse.Namespace) -> None:
                   tokens=8192 if more else 4096, alone=0.4, seed=arguments.seed,
                   name=f"sentiment-{part}")
             states.append(state_of(judge))
-        mean = soup(states, SENTIMENT_BRANCH.rank)
-        if ratings:
-            # Learnt on top, and a quarter of it taken: more helps reviews and hurts conversations.
-            judge = Judge(Student(arguments.model, SENTIMENT_BRANCH), 3).to(DEVICE)
-            fill(judge, mean)
-            more = [Passage([row or [student.sep]], target[None], RATED_WEIGHT)
-                    for row, (_, target) in zip(
-                        student.tokenize([text for text, _ in ratings], most), ratings,
-                        strict=True)]
-            train(judge, own + more, sentiment_loss, epochs=2, rate=4e-4, head_rate=4e-4,
-                  tokens=2048, alone=0.4, seed=1, name=f"sentiment-{part} ratings")
-            mean = soup([mean, mean, mean, state_of(judge)], SENTIMENT_BRANCH.rank)
+        mean = soup([states[0], *states[1:] * 2], SENTIMENT_BRANCH.rank)
         state = mean if part == "all" else state
         judge = Judge(student, 3).to(DEVICE)
         fill(judge, mean)

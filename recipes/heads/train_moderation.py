@@ -721,7 +721,7 @@ def main() -> None:
     for name, row in threat.state_dict().items():
         output = tensors[f"text.output.{name}"]
         tensors[f"text.output.{name}"] = torch.cat([output, row.to(output)])
-    save_head(arguments.out, tensors, settings)
+    save_head(arguments.out, tensors, settings, int8=["text.branch."])
     replace_block(arguments.docs, report(settings))
     print(json.dumps(settings, indent=1))
 

@@ -257,7 +257,7 @@ def main() -> None:
     }
     tensors = branch_tensors(arguments.branches / "sentiment.safetensors", "text.")
     tensors |= {f"picture.{name}": value for name, value in picture.state_dict().items()}
-    save_head(arguments.out, tensors, settings)
+    save_head(arguments.out, tensors, settings, int8=["text.branch."])
     replace_block(arguments.docs, report(settings))
     print(json.dumps(settings, indent=1))
 
