@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ __all__ = ["VisualModel", "supported"]
 _STILL = 1e-4  # of clip features' deviation
 _NOT_LOOKED_AT = -3.0
 """Logit of motion that was not looked at: it is rarely what is looked for."""
+_SURE = 0.75
+"""A setting of this probability counts as certain: beyond it, it only blurs what motion tells."""
 
 
 class VisualModel(nn.Module):
@@ -20,8 +24,8 @@ class VisualModel(nn.Module):
     and over their area. What moves (`motion`) is read off the output `motion`. Motion of another
     kind looks alike, sports for instance, so a second map (`scene`) of the first part of
     `clip_features` says whether the setting is one that motion was learnt in; the probability is
-    the product of both. So where the setting is another, nobody need look at the motion, which
-    costs more to see.
+    the product of both, with a setting that is probable enough counted as certain. So where the
+    setting is another, nobody need look at the motion, which costs more to see.
 
     The last part of `clip_features`, the standard deviation over the frames, tells whether anything
     moves at all; a clip in which nothing does is not judged.
@@ -69,7 +73,8 @@ class VisualModel(nn.Module):
         x = self.standardised(clip_features)
         moving = torch.where(motion.isnan().any(1, keepdim=True), _NOT_LOOKED_AT,
                              self.motion(motion.nan_to_num()))
-        both = F.logsigmoid(moving) + F.logsigmoid(self.scene(x))
+        setting = (F.logsigmoid(self.scene(x)) - math.log(_SURE)).clamp(max=0)
+        both = F.logsigmoid(moving) + setting
         both = both - torch.log(-torch.expm1(both.clamp(max=-1e-6)))
         both = both.masked_fill(~self.moves(clip_features)[:, None], float("-inf"))
         return torch.cat([self.still(x), both], 1)
