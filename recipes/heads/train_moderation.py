@@ -591,7 +591,7 @@ def by_set(samples: Samples, p: np.ndarray, name: str, review: float) -> dict[st
     return result
 
 
-DECAYS = (5e-3, 1e-2, 2e-2, 4e-2)
+DECAYS = (1e-2, 2e-2, 4e-2, 8e-2)
 EMPHASES = (0.5, 1.0, 2.0)
 """For threats: penalties, and deviations of the embedding beside that of what the branch reads, of
 which those with the greatest average precision in the folds are taken."""
