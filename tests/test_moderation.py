@@ -388,7 +388,7 @@ THREATS = ("I will find you and I will kill you.",
            "If you come back here, I will shoot you in the head.",
            "I hope somebody beats you to death.", "Those people should all be hanged.")
 HARMLESS = ("Beat the eggs and cut the butter into small pieces.",
-            "We shot this video in one afternoon.", "My feet are killing me after that walk.",
+            "We shot this video in one afternoon.", "My back is killing me after all that digging.",
             "Two men were killed in the attack, the police said.",
             "Our team beat theirs in the final.", "I could die for this cake.",
             "The rocket will burn its engines for ninety seconds.",
