@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
+
+from torch import Tensor
 
 from vbkit import Engine
 from vbkit.engine.bundle import Bundle
@@ -11,8 +14,17 @@ from vbkit.heads import HeadContext
 
 
 @cache
+def engine() -> Engine:
+    return Engine("mini", device="cpu", cache=None)
+
+
 def bundle() -> Bundle:
-    return Engine("mini", device="cpu", cache=None).bundle
+    return engine().bundle
+
+
+def embed(texts: Sequence[str]) -> Tensor:
+    """`segment_embeddings` of texts."""
+    return engine().encode_text(texts)
 
 
 def context(**given: Any) -> HeadContext:

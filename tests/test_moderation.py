@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contexts import context
+from contexts import context, embed
 from hypothesis import given
 from hypothesis import strategies as st
 
 import vbkit_moderation
 from vbkit.errors import ModelError, OptionError
+from vbkit.explanations import Piece, hide
 from vbkit.features import Features
 from vbkit_moderation import MODERATION, MODERATION_VIDEOS, ModerationOptions
 from vbkit_moderation.head import SHIPPED, ModerationHead
@@ -43,7 +44,8 @@ def features(
             "clip_times": np.stack([starts, starts + 1.5], 1),
             "clip_features": torch.rand(clips, 2560, generator=generator),
             "motion": lambda chosen: torch.linspace(-1, 1, 128).repeat(len(chosen), 1),
-            "segments": list(segments),
+            "segments": list(segments), "segment_embeddings": embed(segments),
+            "encode_text": embed,
             "segment_times": times if timed else np.full((len(segments), 2), np.nan),
         },
         language=language,
@@ -386,11 +388,22 @@ THREATS = ("I will find you and I will kill you.",
            "If you come back here, I will shoot you in the head.",
            "I hope somebody beats you to death.", "Those people should all be hanged.")
 HARMLESS = ("Beat the eggs and cut the butter into small pieces.",
-            "We shot this video in one afternoon.", "My feet are killing me after that walk.",
+            "We shot this video in one afternoon.", "My back is killing me after all that digging.",
             "Two men were killed in the attack, the police said.",
             "Our team beat theirs in the final.", "I could die for this cake.",
             "The rocket will burn its engines for ninety seconds.",
             "Hang the picture on the wall and knock the nail in.")
+
+
+def threat_scores(judge: ModerationHead, texts: Sequence[str]) -> np.ndarray:
+    return judge.text_scores(texts, embed(texts))["threat"]
+
+
+def flagged_as_threats(texts: Sequence[str]) -> list[str]:
+    judge = head()
+    review = judge.policy.rules["threat"].review
+    return [text for text, score in zip(texts, threat_scores(judge, texts), strict=True)
+            if score >= review]
 
 
 def test_threats_are_flagged_where_they_are_made() -> None:
@@ -407,7 +420,7 @@ def test_threats_are_flagged_where_they_are_made() -> None:
 
 def test_threats_are_told_from_other_talk_of_violence() -> None:
     judge = head()
-    scores = judge.text_scores([*THREATS, *HARMLESS])["threat"]
+    scores = threat_scores(judge, [*THREATS, *HARMLESS])
     threats, harmless = np.split(scores, [len(THREATS)])
     review = judge.policy.rules["threat"].review
     assert (threats >= review).mean() > 0.5
@@ -435,9 +448,45 @@ def test_ordinary_speech_is_no_threat() -> None:
         "You will get what you deserve: a very good grade.", "I'm gonna miss you so much!",
         "Don't you dare eat my sandwich!", "Oh my God, I'm so going to win this.",
     ]
-    scores = head().text_scores(said)["threat"]
-    review = head().policy.rules["threat"].review
-    assert [text for text, score in zip(said, scores, strict=True) if score >= review] == []
+    assert flagged_as_threats(said) == []
+
+
+@pytest.mark.parametrize("said", [
+    ["You are a stupid worthless idiot.", "What a pathetic fat liar you are.",
+     "Nobody likes you, you ugly witch.", "She is the dumbest person I have ever met.",
+     "Shut your mouth, you filthy swine.", "Those people are nothing but lazy parasites."],
+    ["Kill the process before you start it again.", "Shoot the portrait in the morning light.",
+     "Cut the second paragraph and keep the third.", "Knock down the wall between both rooms.",
+     "Burn the sugar until it is dark brown.", "Attack the king with both of your rooks."],
+], ids=["insults", "things"])
+def test_what_harms_nobody_bodily_is_no_threat(said: list[str]) -> None:
+    assert flagged_as_threats(said) == []
+
+
+def test_long_segments_are_judged_by_their_worst_part() -> None:
+    filler = "We went to the market and bought some apples. " * 30
+    judge = head()
+    alone, buried = threat_scores(judge, [filler, filler + THREATS[0]])
+    assert buried > 2 * alone
+
+
+def test_only_threats_are_read_off_the_shared_embedding_too() -> None:
+    judge = head()
+    texts = [*THREATS, *HARMLESS]
+    right, other = (judge.text_scores(texts, embed(texts).roll(shift, 0)) for shift in (0, 5))
+    assert np.abs(right["threat"] - other["threat"]).max() > 0.05
+    for name in ("hate", "offensive"):
+        assert np.array_equal(right[name], other[name])
+
+
+def test_hidden_words_are_hidden_from_the_embedding_too() -> None:
+    judge = head()
+    said = "Yes. I will find you and I will kill you."
+    hidden = hide(features(0, [said]), [Piece("word", 0, 0, 0, 4)])
+    shorter = features(0, [said[5:]])
+    assert hidden.segments == shorter.segments
+    assert judge.scores_of(hidden, "text", "threat") == pytest.approx(
+        judge.scores_of(shorter, "text", "threat"), abs=1e-5)
 
 
 def test_declaring_does_not_import_torch() -> None:

@@ -95,9 +95,11 @@ def vbkit_tasks() -> Iterable[TaskSpec]:
         summary="flags fights, guns, fire, offensive or hateful speech, threats; gives a verdict",
         head="vbkit_moderation.head:ModerationHead",
         needs=frozenset(
-            {"segments", "segment_times", "text_branch", "clip_times", "clip_features", "motion"}
+            {"segments", "segment_times", "segment_embeddings", "text_branch", "clip_times",
+             "clip_features", "motion"}
         ),
         tables=(MODERATION, MODERATION_VIDEOS),
         options=ModerationOptions,
         capabilities=frozenset({"finetune", "evaluate", "explain", "augment"}),
+        explain_needs=frozenset({"encode_text"}),
     )

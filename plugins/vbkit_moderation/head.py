@@ -59,8 +59,11 @@ class ModerationHead(Head):
         self.visual = visual_of(tensors, self.settings)
         self.visual.to(context.device).requires_grad_(False)
         text = self.settings["text"]
+        embedded = text.get("embedded", {"width": 0, "categories": []})
         self.text = SegmentClassifier(
             context.text_branch, BranchConfig(**text["branch"]), len(text["categories"]),
+            vector_size=embedded["width"],
+            vector_outputs=[text["categories"].index(name) for name in embedded["categories"]],
         ).load(tensors, "text.")
         self.policy, self.undetected = make_policy(
             self.options.policy, shipped_rules(self.settings)
@@ -117,10 +120,14 @@ class ModerationHead(Head):
             motion[wanted] = features.motion(wanted.nonzero()[:, 0].tolist())
         return motion
 
-    def text_scores(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def text_scores(self, texts: Sequence[str], embeddings: Tensor) -> dict[str, np.ndarray]:
         """Calibrated probabilities (S,) of each text category.
 
         A segment that is longer than the branch reads at once has the greatest of its parts'.
+
+        Args:
+            texts: S segments.
+            embeddings: (S, D), their `segment_embeddings`.
         """
         branch, categories = self.text.branch, self.settings["text"]["categories"]
         most = branch.config.segment_length
@@ -129,7 +136,8 @@ class ModerationHead(Head):
             for start in range(0, max(1, len(ids)), most):
                 parts.append(ids[start : start + most])
                 owner.append(segment)
-        scores = self._calibrated(categories, self.text.output(branch.read(parts)))
+        scores = self._calibrated(categories,
+                                  self.text.logits(branch.read(parts), embeddings[owner]))
         greatest = {name: np.zeros(len(texts)) for name in scores}
         for name, values in scores.items():
             np.maximum.at(greatest[name], owner, values)
@@ -186,12 +194,14 @@ class ModerationHead(Head):
             given = _labels_of(example)
             wanted = {each for label in given for each in children(label)} | given
             features = example.features
-            said = [text for text, known in zip(
-                features.segments, features.in_languages(LANGUAGES), strict=True)
+            places = [place for place, (text, known) in enumerate(zip(
+                features.segments, features.in_languages(LANGUAGES), strict=True))
                 if known and text.strip()]
+            said = ([features.segments[place] for place in places],
+                    features.segment_embeddings[places])
             seen = [(view.clip_features, self._motion(view, 0.0 if moving else math.inf))
                     for view in example.seen if len(view.clip_features)]
-            for modality, items in (("visual", seen), ("text", [said] if said else [])):
+            for modality, items in (("visual", seen), ("text", [said] if places else [])):
                 for item in items:
                     rows[modality].append(item)
                     labels[modality].append([name in wanted for name in names[modality]])
@@ -270,7 +280,9 @@ class ModerationHead(Head):
         said = np.array([bool(text.strip()) for text in features.segments], dtype=bool)
         said &= features.in_languages(LANGUAGES)
         if said.any():
-            scores = self.text_scores([features.segments[i] for i in np.flatnonzero(said)])
+            places = np.flatnonzero(said).tolist()
+            scores = self.text_scores([features.segments[i] for i in places],
+                                      features.segment_embeddings[places])
             parts.append(("text", {name: _placed(said, values)
                                    for name, values in scores.items()}))
         return [(modality, name, rule, values) for modality, scores in parts
@@ -285,7 +297,7 @@ class ModerationHead(Head):
         """Write weights and settings into the folder `path`."""
         tensors = {f"visual.{name}": value for name, value in self.visual.state_dict().items()}
         tensors |= self.text.state("text.")
-        save_head(path, tensors, self.settings)
+        save_head(path, tensors, self.settings, int8=["text.branch."])
 
     def _calibrated(self, names: list[str], logits: Tensor) -> dict[str, np.ndarray]:
         scores = {}

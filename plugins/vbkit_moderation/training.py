@@ -27,7 +27,8 @@ class Labelled:
     """Videos with what they are labelled with.
 
     Args:
-        rows: for each video its clip features (C, Dv) with their motion (C, M), or its segments.
+        rows: for each video its clip features (C, Dv) with their motion (C, M), or its S segments
+            with their embeddings (S, D).
         labels: (V, K) bool, by category.
     """
 
@@ -106,10 +107,11 @@ def fit_text(model: SegmentClassifier, train: Labelled, val: Labelled, columns: 
     def passages(part: Labelled) -> list[Passage]:
         weights = _weights(part.labels)
         out = []
-        for video, texts in enumerate(part.rows):
+        for video, (texts, embeddings) in enumerate(part.rows):
             row = np.concatenate([[video], part.labels[video], weights[video]])
             out.append(Passage(texts, torch.cat([
-                torch.from_numpy(row).float().expand(len(texts), -1), model(texts).cpu()], 1)))
+                torch.from_numpy(row).float().expand(len(texts), -1),
+                model(texts, embeddings).cpu()], 1), embeddings))
         return out
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def fit_text(model: SegmentClassifier, train: Labelled, val: Labelled, columns: 
 
     model.fit(passages(train), passages(val), loss, options, shorter=0.0)
     with torch.no_grad():
-        return torch.stack([model(texts).amax(0) for texts in val.rows]).cpu()
+        return torch.stack([model(*row).amax(0) for row in val.rows]).cpu()
 
 
 def settle(old: dict[str, Any], logits: Tensor, labels: np.ndarray,

@@ -1,4 +1,4 @@
-"""Labels of threats, and the linear map that finds them in what the moderation branch reads.
+"""Labels of threats, and what the moderation branch reads of the texts.
 
 A threat is a declared intention, a wish or an incitement to harm a person or a group bodily. One
 person read some 3,400 texts, found by words of violence and by likeness to threats, and labelled

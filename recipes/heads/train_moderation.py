@@ -15,10 +15,11 @@ like in motion was learnt with the motion network (recipes/motion), by a network
 here its linear map is only taken over. Text was trained by
 `branches.py`, once without a fifth of each set, which is scored by it. From these scores come the
 calibration (Platt, at one positive in ten), the thresholds and the measured numbers. The shipped
-weights are trained on all folds. Threats are a linear map of what the shipped branch reads, learnt
-from labels of our own (`threats.py`): calibrated and given thresholds in five folds, and measured
-on a quarter that none of this has seen. What a set itself keeps for validation (TweetEval val,
-MultiHateClip valid, Flickr8k val) trains nothing.
+weights are trained on all folds. Threats are a linear map of what the shipped branch reads and of
+the shared embedding beside it, as the branch forgets what is of no use to find insults. It is
+learnt from labels of our own (`threats.py`), calibrated and given thresholds in five folds, and
+measured on a quarter that none of this reads. What a set itself keeps for validation (TweetEval
+val, MultiHateClip valid, Flickr8k val) trains nothing.
 
 Prints one JSON object of measured numbers, which is also kept in the head's settings.
 """
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import tempfile
@@ -589,15 +591,32 @@ def by_set(samples: Samples, p: np.ndarray, name: str, review: float) -> dict[st
     return result
 
 
-DECAYS = (5e-3, 1e-2, 2e-2, 4e-2)
-"""For threats, of which the one with the greatest average precision in the folds is taken."""
+DECAYS = (1e-2, 2e-2, 4e-2, 8e-2)
+EMPHASES = (0.5, 1.0, 2.0)
+"""For threats: penalties, and deviations of the embedding beside that of what the branch reads, of
+which those with the greatest average precision in the folds are taken."""
 
 
-def threat_map(texts: Texts, x: np.ndarray, rows: np.ndarray, decay: float) -> torch.nn.Linear:
-    """Logistic regression of threats on what the branch reads, (N, H), from some of the rows."""
-    chosen = torch.from_numpy(x[rows])
-    mean, scale = chosen.mean(0), chosen.std(0) + 0.05
-    part = torch.nn.Linear(x.shape[1], 1)
+def threat_map(texts: Texts, read: np.ndarray, embedded: np.ndarray, rows: np.ndarray,
+               decay: float, emphasis: float) -> torch.nn.Linear:
+    """Logistic regression of threats, from some of the rows.
+
+    Args:
+        texts: N sentences.
+        read: (N, H), by the branch.
+        embedded: (N, D), their shared embeddings.
+        rows: to learn from.
+        decay: penalty of squared weights.
+        emphasis: deviation that the embeddings are given; the penalty bears less on a greater one.
+
+    Returns:
+        The map of both, (H + D) to 1.
+    """
+    both = [torch.from_numpy(x[rows]) for x in (read, embedded)]
+    chosen = torch.cat(both, 1)
+    mean = chosen.mean(0)
+    scale = torch.cat([both[0].std(0) + 0.05, (both[1].std(0) + 0.005) / emphasis])
+    part = torch.nn.Linear(chosen.shape[1], 1)
     torch.nn.init.zeros_(part.weight)
     torch.nn.init.zeros_(part.bias)
     fit_linear(part, (chosen - mean) / scale, torch.from_numpy(texts.threat[rows])[:, None],
@@ -609,15 +628,16 @@ def threat_map(texts: Texts, x: np.ndarray, rows: np.ndarray, decay: float) -> t
 
 
 def threats(encoder: Encoder, data: Path, branch: Path) -> tuple[dict[str, Any], torch.nn.Linear]:
-    """Settings of the category and its map of what the branch reads, which all folds train."""
+    """Settings of the category and its map, (H + D) to 1, which all folds train."""
     known = labelled(data)
     texts = known + ordinary(data, known) + written()
-    x = states(encoder, branch, texts.texts)
+    read = states(encoder, branch, texts.texts)
+    embedded = encoder.text_embeddings(texts.texts)
     learn = np.flatnonzero(texts.fold != HELD)
 
     def logits_of(part: torch.nn.Linear, rows: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return part(torch.from_numpy(x[rows])).numpy()
+            return part(torch.from_numpy(np.concatenate([read[rows], embedded[rows]], 1))).numpy()
 
     def samples_of(rows: np.ndarray) -> Samples:
         part = texts.part(rows)
@@ -626,16 +646,17 @@ def threats(encoder: Encoder, data: Path, branch: Path) -> tuple[dict[str, Any],
 
     said = learn[texts.source[learn] != "written"]
     best = -1.0
-    for candidate in DECAYS:
+    for candidate in itertools.product(DECAYS, EMPHASES):
         tried = np.zeros((len(texts.texts), 1), np.float32)
         for fold in range(FOLDS):
             held = np.flatnonzero(texts.fold == fold)
-            tried[held] = logits_of(
-                threat_map(texts, x, learn[texts.fold[learn] != fold], candidate), held)
+            tried[held] = logits_of(threat_map(
+                texts, read, embedded, learn[texts.fold[learn] != fold], *candidate), held)
         if (found := precision(texts.threat[said], tried[said, 0])) > best:
-            best, decay, logits = found, candidate, tried
+            best, chosen, logits = found, candidate, tried
     settled = settle(samples_of(said), logits[said], (THREAT,), "text", True)[THREAT]
-    final = threat_map(texts, x, learn, decay)
+    settled["decay"], settled["emphasis"] = chosen
+    final = threat_map(texts, read, embedded, learn, *chosen)
     held = np.flatnonzero(texts.fold == HELD)
     slope, offset = settled["calibration"]
     p = 1 / (1 + np.exp(-(slope * logits_of(final, held)[:, 0] + offset)))
@@ -706,6 +727,13 @@ def main() -> None:
     branch = arguments.branches / "moderation-all.safetensors"
     settled, threat = threats(encoder, arguments.data, branch)
     categories |= settled
+    tensors = {f"visual.{name}": value for name, value in visual.state_dict().items()}
+    tensors |= branch_tensors(branch, "text.")
+    size = tensors["text.output.weight"].shape[1]
+    for name, row in (("weight", threat.weight[:, :size]), ("bias", threat.bias)):
+        output = tensors[f"text.output.{name}"]
+        tensors[f"text.output.{name}"] = torch.cat([output, row.detach().to(output)])
+    tensors["text.beside.weight"] = threat.weight[:, size:].detach()
 
     settings = {
         "task": "moderation", "model": encoder.model_name,
@@ -713,14 +741,10 @@ def main() -> None:
         "false_alarms_wanted": FALSE_ALARMS,
         "visual": {"width": visual.width, "motion_width": visual.motion.in_features,
                    "categories": [*STILL, *MOVING], "moving": list(MOVING), "look": LOOK},
-        "text": {"branch": asdict(MODERATION_BRANCH), "categories": [*TEXT, THREAT]},
+        "text": {"branch": asdict(MODERATION_BRANCH), "categories": [*TEXT, THREAT],
+                 "embedded": {"width": threat.in_features - size, "categories": [THREAT]}},
         "categories": categories,
     }
-    tensors = {f"visual.{name}": value for name, value in visual.state_dict().items()}
-    tensors |= branch_tensors(branch, "text.")
-    for name, row in threat.state_dict().items():
-        output = tensors[f"text.output.{name}"]
-        tensors[f"text.output.{name}"] = torch.cat([output, row.to(output)])
     save_head(arguments.out, tensors, settings, int8=["text.branch."])
     replace_block(arguments.docs, report(settings))
     print(json.dumps(settings, indent=1))
