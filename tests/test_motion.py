@@ -194,7 +194,7 @@ def test_clips_and_neighbours(network: MotionNetwork, pictures: torch.Tensor) ->
         assert float((backwards - wanted).abs().max()) > 1e-3  # it sees the order of time
 
 
-def test_what_it_gives_is_the_mean_over_corners_and_middle(
+def test_what_it_gives_is_the_mean_over_two_corners(
         network: MotionNetwork, pictures: torch.Tensor, tmp_path: Path) -> None:
     size = network.config.size
     cutting = MotionNetwork(MotionConfig(**{**MOTION, "size": size + 7, "crop": size}))
@@ -202,7 +202,7 @@ def test_what_it_gives_is_the_mean_over_corners_and_middle(
     cutting.eval()
     larger = torch.nn.functional.pad(pictures, (3, 4, 5, 2), value=90)
     parts = [larger[:, :, y : y + size, x : x + size]
-             for y, x in ((0, 0), (0, 7), (7, 0), (7, 7), (3, 3))]
+             for y, x in ((0, 7), (7, 0))]
     with torch.no_grad():
         wanted = torch.stack([network(part) for part in parts]).mean(0)
         assert torch.allclose(cutting(larger), wanted, atol=1e-5)
@@ -246,7 +246,7 @@ def test_files_that_are_damaged_or_do_not_fit(network: MotionNetwork, tmp_path: 
         MotionConfig(**{**MOTION, "depth": (1, 3)})))
     refused("holds the unknown tensor odd", {"odd": torch.zeros(1)})
     refused("head.bias is not finite", {"head.bias": torch.full((5,), torch.inf)})
-    refused("head.weight.scale has shape", {"head.weight.scale": torch.ones(4)})
+    refused("head.weight.scale: scales have shape", {"head.weight.scale": torch.ones(4)})
     del tensors["head.weight.scale"]
     refused("lacks tensor head.weight.scale", {})
     path.unlink()

@@ -7,7 +7,7 @@ A small network learns what a large one knows (Hinton et al., 2015). The teacher
 on fights, from its last two modules tuned on the fight clips together with a linear map of its
 features. Both see the same views: a window of 1.35 to 2.15 s, a part of the picture, mirrored or
 not; the teacher 32 pictures of 180 x 288 px in colour, the student 24 of 112 x 112 px in grey. It
-learns from parts, so it judges by parts: five of each picture, which is 140 px wide and high then.
+learns from parts, so it judges by parts: two of each picture, which is 140 px wide and high then.
 
 Fight clips are split by blocks of neighbouring numbers, which share scenes; captioned and natural
 clips, in which nobody fights, by file. A fold's networks, teacher's and student's, never saw its

@@ -42,9 +42,9 @@ class MotionConfig:
     Args:
         frames: T, pictures of a clip, evenly spaced over it.
         size: S, side of a picture (px): the whole frame in grey, squeezed to a square.
-        crop: side of the parts of a picture (px) that the network looks at: the four corners and
-            the middle, and what it gives is their mean (Krizhevsky et al., NeurIPS 2012, section
-            4.1). None: it looks at whole pictures.
+        crop: side of the two parts of a picture (px) that the network looks at, in opposite
+            corners, overlapping where they are larger than half of it; what it gives is their
+            mean. None: it looks at whole pictures.
         channels: of each stage of the network.
         depth: blocks of each stage.
         outputs: M, how many numbers it gives for a clip.
@@ -222,12 +222,12 @@ class MotionNetwork(nn.Module):
         return made.unflatten(0, (len(frames), -1)).mean(1)
 
     def _crops(self, frames: Tensor) -> Tensor:
-        """(B, T, S, S) -> (B·5, T, crop, crop), or as it is."""
+        """(B, T, S, S) -> (B·2, T, crop, crop), or as it is."""
         size, crop = self.config.size, self.config.crop
         if crop is None:
             return frames
-        far, middle = size - crop, (size - crop) // 2
-        places = ((0, 0), (0, far), (far, 0), (far, far), (middle, middle))
+        far = size - crop
+        places = ((0, far), (far, 0))
         return torch.stack([frames[:, :, top : top + crop, left : left + crop]
                             for top, left in places], 1).flatten(0, 1)
 
