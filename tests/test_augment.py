@@ -368,7 +368,8 @@ def test_moderation_learns_from_views_in_pictures_alone(engine) -> None:
 
 def moderated(seed: int, told: bool, views: int = 0) -> Example:
     """Fire in every second video."""
-    needs = {"segments", "segment_times", "clip_times", "clip_features", "motion"}
+    needs = {"segments", "segment_times", "segment_embeddings", "clip_times", "clip_features",
+             "motion"}
 
     def features(number: int, told: bool):
         draw = torch.Generator().manual_seed(1000 * seed + number)
