@@ -352,6 +352,7 @@ def test_options_of_speech_are_checked_before_anything_runs(hearing, folder, tmp
     ({"language": "english"}, "'english' is none of auto"),
     ({"vad_threshold": "1.5"}, "between 0 and 1"),
     ({"beam_size": "0"}, "at least 1"),
+    ({"model": " "}, "model ' ' is neither a folder nor a size"),
     ({"precision": "int4"}, "give auto . float32"),
     ({"cpu_threads": "-1"}, "cannot be negative"),
 ])

@@ -64,7 +64,7 @@ def check_model(model: str) -> None:
     """
     if model == "auto":
         return
-    folder = _folder(model)
+    folder = _folder(model) if model.strip() else None
     if folder is not None:
         if not folder.is_dir():
             raise OptionError(f"model {model}: there is no such folder")
