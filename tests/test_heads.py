@@ -45,6 +45,15 @@ def test_weights_in_int8_are_half_as_large_and_nearly_the_same(tmp_path: Path) -
     assert sizes[0] < 0.55 * sizes[1]
 
 
+def test_what_is_called_a_scale_but_is_none_of_int8_weights_stays(tmp_path: Path) -> None:
+    weights = {"norm": torch.ones(2, 2), "norm.scale": torch.full((3,), 5.0),
+               "ids": torch.tensor([[3, -4]], dtype=torch.int8)}
+    save_head(tmp_path, weights, {})
+    found = load_head(tmp_path)[0]
+    assert {name: value.tolist() for name, value in found.items()} == {
+        name: value.tolist() for name, value in weights.items()}
+
+
 def test_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_head(tmp_path, {"w": torch.ones(3, 2, dtype=torch.int8), "w.scale": torch.ones(2)}, {})
     with pytest.raises(ModelError, match=r"scales have shape \(2,\), but must have \(3,\)"):

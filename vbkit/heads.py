@@ -269,13 +269,12 @@ def load_head(
             f"the head in {folder} was trained on other weights of model {trained_on!r} "
             f"({fingerprint}, here {model_fingerprint}); train it again on this one"
         )
-    scaled = {name for name in tensors if name + SCALE in tensors}
+    scales = _scales(tensors)
     try:
         return {
-            name: from_int8(value, tensors[name + SCALE]) if name in scaled
+            name: from_int8(value, tensors[name + SCALE]) if name + SCALE in scales
             else value.to(torch.float32) if value.is_floating_point() else value
-            for name, value in tensors.items() if name.removesuffix(SCALE) not in scaled
-            or not name.endswith(SCALE)
+            for name, value in tensors.items() if name not in scales
         }, settings
     except ValueError as error:
         raise ModelError(f"the head in {folder} cannot be read: {error}") from error
@@ -300,17 +299,24 @@ def save_head(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    scales = {name + SCALE for name, value in tensors.items() if value.dtype == torch.int8}
-    stored = {
-        name: value.detach().cpu().to(
-            torch.float16 if value.is_floating_point() and name not in scales else value.dtype)
-        .contiguous()
-        for name, value in tensors.items()
-    }
+    stored: dict[str, torch.Tensor] = {}
+    scales = _scales(tensors)
     for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
         if value.is_floating_point() and value.ndim > 1 and name.startswith(tuple(int8)):
-            stored[name], scale = to_int8(value.detach().cpu())
-            stored[name + SCALE] = scale
+            stored[name], stored[name + SCALE] = to_int8(value)
+        elif value.is_floating_point() and name not in scales:
+            stored[name] = value.to(torch.float16)
+        else:
+            stored[name] = value
     (folder / HEAD_WEIGHTS).write_bytes(save(stored))
     text = json.dumps(settings, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     (folder / HEAD_SETTINGS).write_text(text, encoding="utf-8")
+
+
+def _scales(tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    """Names of the scales of int8 weights; another tensor may well be called the same."""
+    import torch
+
+    return {name + SCALE for name, value in tensors.items()
+            if value.dtype == torch.int8 and name + SCALE in tensors}
