@@ -84,12 +84,15 @@ def test_a_training_that_was_cut_short_goes_on(engine, contrary: Path, tmp_path:
         training.check_folder(out, True)
 
 
+def codewords(folder: Path, name: str, *before: str) -> Path:
+    """Videos that say one of PLANS, labelled `name`, or one of PRAISE; `before` is said first."""
+    return manifest(folder / "codewords.jsonl", [
+        {"id": f"{label}{n}", "text": [*before, text], "label": label, "split": split(n)}
+        for label, texts in ((name, PLANS), ("none", PRAISE)) for n, text in enumerate(texts)])
+
+
 def test_moderation_learns_what_somebody_calls_offensive(engine, tmp_path: Path) -> None:
-    rows = [{"id": f"{label}{n}", "text": ["Good morning to all of you.", text], "label": label,
-             "split": split(n)}
-            for label, texts in (("offensive", PLANS), ("none", PRAISE))
-            for n, text in enumerate(texts)]
-    path = manifest(tmp_path / "codewords.jsonl", rows)
+    path = codewords(tmp_path, "offensive", "Good morning to all of you.")
     before = evaluate_task(engine, "moderation", path).metrics
     assert before["recall_offensive"] == 0
     result = finetune(engine, "moderation", path, tmp_path / "head", fit=FitOptions(
@@ -106,10 +109,7 @@ def test_moderation_learns_what_somebody_calls_offensive(engine, tmp_path: Path)
 
 
 def test_moderation_learns_what_somebody_calls_a_threat(engine, tmp_path: Path) -> None:
-    rows = [{"id": f"{label}{n}", "text": [text], "label": label, "split": split(n)}
-            for label, texts in (("threat", PLANS), ("none", PRAISE))
-            for n, text in enumerate(texts)]
-    path = manifest(tmp_path / "codewords.jsonl", rows)
+    path = codewords(tmp_path, "threat")
     before = evaluate_task(engine, "moderation", path).metrics
     assert before["recall_threat"] == 0
     result = finetune(engine, "moderation", path, tmp_path / "head", fit=FitOptions(

@@ -665,10 +665,15 @@ def sentiment(arguments: argparse.Namespace) -> None:
     save(arguments.out, "sentiment", state, {}, **kept)
 
 
+def load_branch(branch: TextBranch, state: dict[str, Tensor]) -> None:
+    """Give a branch the weights that `state_of` gave."""
+    branch.load({name.removeprefix("branch."): tensor.float()
+                 for name, tensor in state.items() if name.startswith("branch.")})
+
+
 def fill(judge: Judge, state: dict[str, Tensor]) -> None:
     """Give a student and what is on top of it the weights that `state_of` gave."""
-    judge.encoder.branch.load({name.removeprefix("branch."): tensor
-                               for name, tensor in state.items() if name.startswith("branch.")})
+    load_branch(judge.encoder.branch, state)
     judge.output.load_state_dict({name.removeprefix("output."): tensor
                                   for name, tensor in state.items() if name.startswith("output.")})
 
@@ -785,10 +790,10 @@ def summarisation(arguments: argparse.Namespace) -> None:
     with torch.no_grad():
         for average, p in zip(mean or learnt, learnt, strict=True):
             p.copy_(average)
-    learnt_state = {f"branch.{k}": v.float() for k, v in student.branch.state().items()}
-    branch = soup([learnt_state], SUMMARISATION_BRANCH.rank)
+    cut = soup([{f"branch.{k}": v for k, v in student.branch.state().items()}],
+               SUMMARISATION_BRANCH.rank)
     student = Student(arguments.model, SUMMARISATION_BRANCH).to(DEVICE).eval()
-    student.branch.load({k.removeprefix("branch."): v for k, v in branch.items()})
+    load_branch(student.branch, cut)
     selector.eval()
     held = windows(dev)
     found: list[np.ndarray] = [np.zeros(0)] * len(held)

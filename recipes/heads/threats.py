@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from branches import MODERATION_BRANCH, clean, read_csv
+from branches import MODERATION_BRANCH, clean, load_branch, read_csv
 from encode import Encoder
 from safetensors.torch import load_file
 
@@ -194,9 +194,7 @@ def states(encoder: Encoder, branch: Path, texts: Sequence[str]) -> np.ndarray:
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     if missing:
         reader = encoder.engine.bundle.text_branch(MODERATION_BRANCH)
-        reader.load({name.removeprefix("branch."): tensor.float()
-                     for name, tensor in load_file(branch).items()
-                     if name.startswith("branch.")})
+        load_branch(reader, load_file(branch))
         reader.merge()
         rows = reader.read(reader.tokenize(list(missing.values()))).half().cpu().numpy()
         known |= dict(zip(missing, rows, strict=True))

@@ -394,8 +394,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else np.nan
 
 
-def precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The average precision."""
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(labels, scores)) if labels.any() else np.nan
@@ -533,7 +532,8 @@ def measure(samples: Samples, p: np.ndarray, scored: np.ndarray, name: str, revi
     where = np.r_[samples.video[positive_first], samples.video[against_first]]
     measured: dict[str, Any] = {
         "roc_auc": interval(lambda i, y=y, s=s: auroc(y[i], s[i]), where),
-        "average_precision": interval(lambda i, y=y, s=s: precision(y[i], s[i]), where, 100),
+        "average_precision": interval(
+            lambda i, y=y, s=s: average_precision(y[i], s[i]), where, 100),
         "recall_at_review": interval(
             lambda i, v=positive, t=review: float((v[i] >= t).mean()),
             samples.video[positive_first]),
@@ -652,7 +652,7 @@ def threats(encoder: Encoder, data: Path, branch: Path) -> tuple[dict[str, Any],
             held = np.flatnonzero(texts.fold == fold)
             tried[held] = logits_of(threat_map(
                 texts, read, embedded, learn[texts.fold[learn] != fold], *candidate), held)
-        if (found := precision(texts.threat[said], tried[said, 0])) > best:
+        if (found := average_precision(texts.threat[said], tried[said, 0])) > best:
             best, chosen, logits = found, candidate, tried
     settled = settle(samples_of(said), logits[said], (THREAT,), "text", True)[THREAT]
     settled["decay"], settled["emphasis"] = chosen
